@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Installs the [dev] extra into .venv if needed, then runs the tests. Usage: scripts/test.sh [PYTEST OPTIONS]
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+scripts/install.sh dev
+exec .venv/bin/python -m pytest -q "$@"

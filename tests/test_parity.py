@@ -1,0 +1,81 @@
+"""Our numbers against the original implementations', every output by itself, and every output's check for teeth."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from zoo import parity
+
+GOLDENS = Path(__file__).parent / "goldens"
+QUICK = [
+    "maskgit_vqgan/f4_nonsquare",
+    "titok/single_stage_vq",
+    "titok/stage2_l2_legacy_pixel_decoder",
+    "tatitok/vae_text11x24",
+    "preprocess/1dtok_eval_transform",
+]
+SLOW = ["titok/single_stage_vae", "titok/stage1_l2_legacy"]
+CASES = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+
+
+@pytest.fixture(scope="module", params=CASES)
+def computed(request):
+    """Case, stored arrays, and what we compute, once for all tests of a case."""
+    folder = GOLDENS / request.param
+    case, io = parity.read_case(folder)
+    return case, io, parity.compute(case, io, folder)
+
+
+def test_every_output_equals_the_original(computed):
+    case, io, ours = computed
+    results = parity.compare_all(case, ours, io)
+    assert len(results) == sum(about["check"] != "info" for about in case["outputs"].values())
+    assert [r for r in results if not r.passed] == []
+
+
+def test_each_output_disturbed_alone_is_caught(computed):
+    case, io, ours = computed
+    for output, about in case["outputs"].items():
+        if about["check"] == "info":
+            continue
+        stored = io[output]
+        step = 16 if about["check"] == "uint8" else 1
+        disturbed = stored + step if np.issubdtype(stored.dtype, np.integer) else stored * np.float32(1.1)
+        failed = [r.output for r in parity.compare_all(case, ours, io | {output: disturbed}) if not r.passed]
+        assert failed == [output]
+
+
+@pytest.mark.float64
+@pytest.mark.parametrize("name", ["maskgit_vqgan/f4_nonsquare", "titok/single_stage_vq", "tatitok/vae_text11x24"])
+def test_float64_within_twice_the_originals_noise(name):
+    assert jax.config.jax_enable_x64, "run with JAX_ENABLE_X64=1"
+    results = parity.run_case(GOLDENS / name)
+    assert [r for r in results if not r.passed] == []
+
+
+def test_ids_may_differ_only_where_the_decision_is_close():
+    ids = np.arange(1000)
+    near = np.where(ids == 7, 1e-6, 1.0)
+    about, case = {"check": "ids"}, {}
+    swapped = np.where(ids == 7, 8, ids)
+    assert parity.compare("c", "ids", about, case, parity.Ids(swapped, near), ids).passed
+    assert not parity.compare("c", "ids", about, case, parity.Ids(swapped, np.ones(1000)), ids).passed
+    close = np.where(ids < 3, 1e-6, 1.0)  # three undecidable of a thousand are too many
+    assert not parity.compare("c", "ids", about, case, parity.Ids(ids, close), ids).passed
+
+
+def test_nan_equals_nan_and_nothing_else():
+    about, case = {"check": "float"}, {}
+    a = np.array([1.0, np.nan])
+    assert parity.compare("c", "x", about, case, a, a).passed
+    assert not parity.compare("c", "x", about, case, np.array([np.nan, 1.0]), a).passed
+
+
+def test_manifest_folders_are_skipped_and_empty_ones_refused(tmp_path):
+    (tmp_path / "manifest").mkdir()
+    (tmp_path / "manifest" / "case.json").write_text("{}")
+    with pytest.raises(parity.DataError, match="no parity case"):
+        parity.find_cases([tmp_path])
+    assert len(parity.find_cases([GOLDENS])) == len(QUICK) + len(SLOW)

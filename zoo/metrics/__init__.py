@@ -1,0 +1,1 @@
+"""Measurements: image quality (image.py) and codebook use (codebook.py)."""

@@ -1,0 +1,1 @@
+"""One family, one file: a frozen config dataclass and an nnx.Module."""

@@ -1,0 +1,57 @@
+"""The only attention of this package."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+Init = Callable[..., Any]  # (key, shape, dtype) -> array
+NORMAL = nnx.initializers.normal(0.02)
+
+
+def attention(
+    q: Float[Array, "b t h d"],
+    k: Float[Array, "b s h d"],
+    v: Float[Array, "b s h d"],
+    mask: Bool[
+        Array,
+        (
+            b  # h #t s
+        ),
+    ]
+    | None = None,
+) -> Float[Array, "b t h d"]:
+    """softmax(q k^T / sqrt(d)) v; `mask` is True where a query may look.
+
+    bfloat16 and float16 on a GPU go through cuDNN where it takes the shape; softmax is float32 otherwise.
+    float64 has its own softmax, since the library's is only good to 1.5e-7.
+    """
+    if q.dtype == jnp.float64:
+        scores = jnp.einsum("bthd,bshd->bhts", q, k) / jnp.sqrt(q.shape[-1])
+        if mask is not None:
+            scores = jnp.where(mask, scores, -jnp.inf)
+        return jnp.einsum("bhts,bshd->bthd", jax.nn.softmax(scores, -1), v)
+    fits_cudnn = q.shape[-1] % 8 == 0 and q.shape[-1] <= 128 and q.shape[1] % 2 == 0 and k.shape[1] % 2 == 0
+    half = q.dtype in (jnp.bfloat16, jnp.float16)
+    backend = "cudnn" if half and fits_cudnn and jax.default_backend() == "gpu" else "xla"
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=backend)
+
+
+class SelfAttention(nnx.Module):
+    """Multi-head self-attention with packed q, k, v (rows in that order) and biases, as nn.MultiheadAttention."""
+
+    def __init__(self, width: int, heads: int, *, init: Init = NORMAL, dtype=None, rngs: nnx.Rngs):
+        self.heads = heads
+        xavier = nnx.initializers.xavier_uniform()
+        self.qkv = nnx.Linear(width, 3 * width, kernel_init=xavier, dtype=dtype, rngs=rngs)
+        self.out = nnx.Linear(width, width, kernel_init=init, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b t d"], mask: Bool[Array, "b 1 t t"] | None = None) -> Float[Array, "b t d"]:
+        q, k, v = rearrange(self.qkv(x), "b t (three h d) -> three b t h d", three=3, h=self.heads)
+        return self.out(rearrange(attention(q, k, v, mask), "b t h d -> b t (h d)"))

@@ -1,0 +1,168 @@
+"""`zoo parity`: runs cases that the original implementations computed, and compares every output.
+
+A case is a folder with case.json, weights.safetensors and io.npz. Each output of case.json but those marked "info" is
+computed here by the family's adapter (`outputs` in zoo/presets/<family>.py) and compared by itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from zoo import presets
+from zoo.convert import from_reference
+from zoo.errors import DataError
+from zoo.presets.outputs import Ids
+
+# Error = max |a - b| / max(max |b|, 1e-6); gradients: |a - b| / |b| in L2. Never loosened for one test.
+FLOAT = 1e-5
+DEEP = 5e-5
+GRADIENT = 1e-3
+NOISE_FACTOR = 2.0  # float64: at most twice the original's own float32 noise
+MARGIN = 2e-5  # ids must agree where the winner leads by more than this share of the score's scale
+UNDECIDABLE = 1e-3  # at most max(2, this share) of the ids may be closer than that
+UINT8 = 1  # grey levels
+
+
+@dataclasses.dataclass
+class Result:
+    """One compared output. `error` and `limit` are in the unit of its check."""
+
+    case: str
+    output: str
+    check: str
+    error: float
+    limit: float
+    note: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= self.limit
+
+
+def preprocess_outputs(case: dict[str, Any], io: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The published image preprocessing and the ADM crop."""
+    from zoo.data.transforms import adm_crop, eval_transform, resize_shorter
+
+    size, out = case["reference_config"]["crop_size"], {}
+    for name in case["input"]:
+        image, i = io[name].astype(np.uint8), name.removeprefix("uint8_")
+        out[f"eval_{i}"] = eval_transform(image, size).astype(np.float32) / 255
+        out[f"resized_{i}"] = resize_shorter(image, size).astype(np.int32)
+        out[f"adm_{i}"] = adm_crop(image, size).astype(np.int32)
+    return out
+
+
+BLOCKS: dict[str, Callable[[dict[str, Any], dict[str, np.ndarray]], dict[str, Any]]] = {
+    "preprocess": preprocess_outputs,
+}  # kinds that are building blocks, not models
+
+
+class UnknownKind(Exception):
+    """A case whose kind or family has no adapter here."""
+
+
+def compute(case: dict[str, Any], io: dict[str, np.ndarray], folder: Path) -> dict[str, Any]:
+    """Every output that the zoo computes for the case.
+
+    Raises:
+        UnknownKind: no adapter.
+    """
+    if block := BLOCKS.get(case["kind"]):
+        return block(case, io)
+    if case["kind"] != "tokenizer" or case["family"] not in presets.FAMILIES:
+        raise UnknownKind(f"unknown kind '{case['kind']}' of family '{case['family']}'")
+    tokenizer = from_reference(case["family"], case["reference_config"], folder / "weights.safetensors")
+    if jax.config.jax_enable_x64:
+        io = {k: v.astype(np.float64) if v.dtype == np.float32 else v for k, v in io.items()}
+    adapter = presets.family(case["family"]).outputs
+    graph, state = nnx.split(tokenizer.module)
+    with jax.default_matmul_precision("highest"):
+        return jax.jit(lambda state: adapter(nnx.merge(graph, state), case, io))(state)
+
+
+def read_case(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """case.json and the arrays of io.npz."""
+    with np.load(folder / "io.npz", allow_pickle=False) as file:
+        return json.loads((folder / "case.json").read_text()), dict(file)
+
+
+def run_case(folder: Path) -> list[Result]:
+    """Computes and compares every output of one case.
+
+    Raises:
+        UnknownKind: no adapter for its kind.
+    """
+    case, io = read_case(folder)
+    return compare_all(case, compute(case, io, folder), io)
+
+
+def compare_all(case: dict[str, Any], ours: dict[str, Any], io: dict[str, np.ndarray]) -> list[Result]:
+    """Every output but those marked "info", each by itself. One that is not computed fails."""
+    name, results = f"{case['family']}/{case['case']}", []
+    for output, about in case["outputs"].items():
+        if about["check"] == "info":
+            continue
+        if output in ours:
+            results.append(compare(name, output, about, case, ours[output], io[output]))
+        else:
+            results.append(Result(name, output, about["check"], np.inf, 0.0, "not computed"))
+    return results
+
+
+def compare(name: str, output: str, about: dict, case: dict, ours: Any, theirs: np.ndarray) -> Result:
+    """One output against the stored one, by its check."""
+    check = about["check"]
+    if isinstance(ours, Ids):
+        return _compare_ids(name, output, np.asarray(ours.ids), np.asarray(ours.margin), theirs)
+    ours = np.asarray(ours)
+    if ours.shape != theirs.shape:
+        return Result(name, output, check, np.inf, 0.0, f"shape {ours.shape} instead of {theirs.shape}")
+    if check == "uint8":
+        return Result(name, output, check, float(np.abs(ours.astype(int) - theirs.astype(int)).max()), UINT8)
+    if np.issubdtype(theirs.dtype, np.integer) or theirs.dtype == bool:
+        return Result(name, output, check, float(np.sum(ours != theirs)), 0.0)
+    a, b = ours.astype(np.float64), theirs.astype(np.float64)
+    if not np.array_equal(np.isnan(a), np.isnan(b)):
+        return Result(name, output, check, np.inf, 0.0, "NaN in other places")
+    a, b = np.nan_to_num(a), np.nan_to_num(b)
+    largest = np.abs(a - b).max(initial=0) / max(np.abs(b).max(initial=0), 1e-6)
+    noise = case.get("noise64", {}).get(output)
+    if jax.config.jax_enable_x64 and noise is not None:
+        return Result(name, output, check, float(largest), NOISE_FACTOR * noise)
+    if check == "grad":
+        return Result(name, output, check, float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-12)), GRADIENT)
+    return Result(name, output, check, float(largest), DEEP if check == "deep" else FLOAT)
+
+
+def _compare_ids(name: str, output: str, ids: np.ndarray, margin: np.ndarray, theirs: np.ndarray) -> Result:
+    """The number of wrong ids whose decision was clear; too many unclear ones fail as well."""
+    if ids.shape != theirs.shape:
+        return Result(name, output, "ids", np.inf, 0.0, f"shape {ids.shape} instead of {theirs.shape}")
+    unclear = margin <= MARGIN
+    wrong = float(np.sum((ids != theirs) & ~unclear))
+    if unclear.sum() > max(2, UNDECIDABLE * ids.size):
+        return Result(name, output, "ids", np.inf, 0.0, f"{unclear.sum()} of {ids.size} undecidable")
+    return Result(name, output, "ids", wrong, 0.0, f"{unclear.sum()} undecidable" if unclear.any() else "")
+
+
+def find_cases(folders: list[Path]) -> list[Path]:
+    """The case folders in `folders`, each a case, a family or a folder of families; manifest/ is skipped.
+
+    Raises:
+        DataError: a folder without cases.
+    """
+    cases = []
+    for folder in folders:
+        found = sorted(p.parent for p in folder.rglob("case.json") if "manifest" not in p.relative_to(folder).parts)
+        if not found:
+            raise DataError(f"no parity case in {folder}; a case is a folder with case.json, io.npz and weights")
+        cases += found
+    return cases

@@ -1,0 +1,238 @@
+"""TiTok: published checkpoints, their names, and parity outputs (bytedance/1d-tokenizer @ 942a96f)."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from zoo.models.maskgit_vqgan import MaskGitVqganConfig
+from zoo.models.titok import BASE, LARGE, SMALL, TiTok, TiTokConfig, ViTConfig
+from zoo.presets import Preset, maskgit_vqgan
+from zoo.presets.outputs import Ids, code_margin, top_margin
+from zoo.presets.rules import CONV, CONV_1X1, LINEAR, PATCH, TOKEN, Rule
+from zoo.quantize.gaussian import kl_divergence, split_moments
+from zoo.types import Codes
+
+CONFIG = TiTokConfig
+
+PRESETS = (
+    Preset(
+        name="titok_l32.imagenet",
+        family="titok",
+        config=TiTokConfig(
+            encoder=LARGE,
+            decoder=LARGE,
+            tokens=32,
+            code_dim=12,
+            vocab_size=4096,
+            l2_norm=True,
+            legacy=True,
+            pixel_decoder=MaskGitVqganConfig(),
+        ),
+        parameters=641_054_735,
+        licence="Apache-2.0",
+        paper="2406.07550",
+        repository="fun-research/TiTok",
+        file="tokenizer_titok_l32.bin",
+        published={"rFID": 2.21},
+        citation="README of bytedance/1d-tokenizer, ImageNet 256 validation",
+    ),
+)
+
+
+def _blocks(side: str) -> list[Rule]:
+    ours, reference = f"{side}.blocks.block", f"{side}.transformer.{{layer}}"
+    linears = {
+        "attn.qkv": ("attn.in_proj_weight", "attn.in_proj_bias"),
+        "attn.out": ("attn.out_proj.weight", "attn.out_proj.bias"),
+        "mlp.up": ("mlp.c_fc.weight", "mlp.c_fc.bias"),
+        "mlp.down": ("mlp.c_proj.weight", "mlp.c_proj.bias"),
+    }
+    return [
+        *(Rule(f"{reference}.{w}", f"{ours}.{n}.kernel", LINEAR) for n, (w, _) in linears.items()),
+        *(Rule(f"{reference}.{b}", f"{ours}.{n}.bias") for n, (_, b) in linears.items()),
+        *(Rule(f"{reference}.ln_{i}.weight", f"{ours}.ln{i}.scale") for i in (1, 2)),
+        *(Rule(f"{reference}.ln_{i}.bias", f"{ours}.ln{i}.bias") for i in (1, 2)),
+    ]
+
+
+def _layer(reference: str, ours: str, layout) -> list[Rule]:
+    return [Rule(f"{reference}.weight", f"{ours}.kernel", layout), Rule(f"{reference}.bias", f"{ours}.bias")]
+
+
+def _side(side: str) -> list[Rule]:
+    return [
+        Rule(f"{side}.class_embedding", f"{side}.class_token"),
+        Rule(f"{side}.positional_embedding", f"{side}.positions"),
+        Rule(f"{side}.latent_token_positional_embedding", f"{side}.latent_positions"),
+        *(Rule(f"{side}.ln_{w}.weight", f"{side}.ln_{w}.scale") for w in ("pre", "post")),
+        *(Rule(f"{side}.ln_{w}.bias", f"{side}.ln_{w}.bias") for w in ("pre", "post")),
+        *_blocks(side),
+    ]
+
+
+RULES = [
+    Rule("latent_tokens", "latent_tokens"),
+    Rule("quantize.embedding.weight", "quantize.codebook"),
+    Rule("quantize.embed_prob", "quantize.embed_prob"),
+    *_layer("encoder.patch_embed", "encoder.patch_embed.proj", PATCH),
+    *_layer("encoder.conv_out", "encoder.project", CONV_1X1),
+    *_side("encoder"),
+    Rule("decoder.mask_token", "decoder.mask_token", TOKEN),
+    *_layer("decoder.decoder_embed", "decoder.embed_latents", LINEAR),
+    *_layer("decoder.text_guidance_proj", "decoder.embed_text", LINEAR),
+    Rule("decoder.text_guidance_positional_embedding", "decoder.text_positions"),
+    *_side("decoder"),
+    *_layer("decoder.ffn.0", "decoder.head.up", CONV_1X1),  # codes head
+    *_layer("decoder.ffn.2", "decoder.head.out", CONV_1X1),
+    *_layer("decoder.conv_out", "decoder.head.conv", CONV),  # pixels head
+    Rule("pixel_quantize.embedding.weight", "pixel_decoder.codebook"),
+    *maskgit_vqgan.half_rules("pixel_decoder.decoder.", "pixel_decoder."),
+]
+
+
+def rules(config: TiTokConfig) -> list[Rule]:
+    """The two heads use the same reference names for different layers."""
+    if config.legacy:
+        return RULES
+    return [*_layer("decoder.ffn.0", "decoder.head.out", CONV_1X1), *RULES]
+
+
+def _vit(size: str, patch: int) -> ViTConfig:
+    """A published size, or t<width>x<depth>h<heads> of the tiny parity cases."""
+    if tiny := re.fullmatch(r"t(\d+)x(\d+)h(\d+)", size):
+        width, depth, heads = map(int, tiny.groups())
+        return ViTConfig(width=width, depth=depth, heads=heads, patch=patch)
+    published = {"small": SMALL, "base": BASE, "large": LARGE}[size]
+    return ViTConfig(width=published.width, depth=published.depth, heads=published.heads, patch=patch)
+
+
+def config_from_reference(reference: dict[str, Any]) -> TiTokConfig:
+    """`reference` is the original's whole config (model.vq_model, dataset.preprocessing), as its config.json has it."""
+    whole = reference.get("config", reference)
+    vq = whole["model"]["vq_model"]
+    quantized = vq.get("quantize_mode", "vq") == "vq"
+    legacy = vq.get("is_legacy", True)
+    stage2 = legacy and vq.get("finetune_decoder", True)
+    return TiTokConfig(
+        encoder=_vit(vq["vit_enc_model_size"], vq["vit_enc_patch_size"]),
+        decoder=_vit(vq["vit_dec_model_size"], vq["vit_dec_patch_size"]),
+        tokens=vq["num_latent_tokens"],
+        code_dim=vq["token_size"],
+        vocab_size=vq["codebook_size"] if quantized else None,
+        l2_norm=vq.get("use_l2_norm", False),
+        clustering=vq.get("clustering_vq", False),
+        image_size=whole["dataset"]["preprocessing"]["crop_size"],
+        legacy=legacy,
+        pixel_decoder=maskgit_vqgan.config_from_reference(reference.get("pixel", {})) if stage2 else None,
+    )
+
+
+def _encoder_outputs(module: TiTok, x: jax.Array) -> dict[str, Any]:
+    encoder = module.encoder
+    h = encoder.embed(x, module.latent_tokens[...])
+    last = encoder.blocks(h)
+    z = encoder(x, module.latent_tokens[...]).swapaxes(1, 2)[:, :, None]
+    name = "moments" if module.spec.continuous else "z"
+    out = {"enc_ln_pre": h, "enc_block0": encoder.blocks.layer(0)(h), "enc_block_last": last}
+    return out | {"enc_ln_post": encoder.read_out(last), name: z}
+
+
+def _decoder_outputs(module: TiTok, z: jax.Array, text: jax.Array | None) -> dict[str, Any]:
+    decoder = module.decoder
+    h = decoder.embed(z, text)
+    last = decoder.blocks(h)
+    post = decoder.read_out(last)
+    out = {"dec_embed": decoder.embed_latents(z), "dec_ln_pre": h, "dec_block0": decoder.blocks.layer(0)(h)}
+    out |= {"dec_block_last": last, "dec_ln_post": post}
+    head = decoder.head(post, decoder.grid)
+    if not module.config.legacy:
+        return out | {"dec_unpatchified": decoder.head.patches(post, decoder.grid), "image_out": head}
+    out["logits"] = jnp.moveaxis(head, -1, 1)
+    if module.config.pixel_decoder is None:
+        return out
+    soft = module.pixel_decoder.soft_codes(head)
+    return out | {"pixel_soft_quantized": jnp.moveaxis(soft, -1, 1), "image_out": module.pixel_decoder(head)}
+
+
+def _train_loss(module: TiTok, case: dict[str, Any], io: dict[str, np.ndarray]) -> jax.Array:
+    """The loss whose gradients the cases store: of stage 1, stage 2 or the single stage, without GAN terms."""
+    x, text = jnp.asarray(io["image"]), io.get("text_guidance")
+    h = module.latents(x)
+    if module.spec.continuous:
+        noise = jnp.asarray(io["eps"])[:, :, 0].swapaxes(1, 2)
+        image = module.decode_latents(module.quantize.sample(h, noise), text)
+        return jnp.mean((x - image) ** 2) + 1e-2 * module.quantize(h).losses["kl"]
+    quantized = module.quantize(h)
+    out = module.decode_latents(quantized.z, text)
+    if module.config.pixel_decoder:
+        return jnp.mean((x - out) ** 2)
+    beta = case["reference_config"]["config"]["model"]["vq_model"]["commitment_cost"]
+    quantizer_loss = beta * quantized.losses["commitment"] + quantized.losses["codebook"]
+    if module.config.legacy:
+        labels = jnp.asarray(io["target_codes"]).reshape(out.shape[:-1])
+        return optax.losses.softmax_cross_entropy_with_integer_labels(out, labels).mean() + quantizer_loss
+    return jnp.mean((x - out) ** 2) + quantizer_loss
+
+
+def _gradients(module: TiTok, case: dict[str, Any], io: dict[str, np.ndarray]) -> dict[str, Any]:
+    from zoo.convert import state_to_reference
+
+    graph, params, rest = nnx.split(module, nnx.Param, ...)
+    loss, grads = jax.value_and_grad(lambda p: _train_loss(nnx.merge(graph, p, rest), case, io))(params)
+    named = state_to_reference(rules(module.config), grads)
+    out = {f"grad:{name}": value for name, value in named.items()}
+    norms = [jnp.linalg.norm(named[name].ravel()) for name in case["info"]["grad_norm_keys"]]
+    return out | {"train_loss": loss, "grad_norms": jnp.stack(norms)}
+
+
+def outputs(module: TiTok, case: dict[str, Any], io: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Every output of a tokenizer case, in the reference's layout. Decoders get the stored ids."""
+    x, text = jnp.asarray(io["image"]), io.get("text_guidance")
+    out = _encoder_outputs(module, x) | _gradients(module, case, io)
+    h = module.latents(x)
+    if module.spec.continuous:
+
+        def bcn(v):
+            return v.swapaxes(1, 2)[:, :, None]
+
+        mean, logvar = split_moments(h)
+        z = module.quantize.sample(h, jnp.asarray(io["eps"])[:, :, 0].swapaxes(1, 2))
+        out |= {
+            "mean": bcn(mean),
+            "logvar": bcn(logvar),
+            "z_sampled": bcn(z),
+            "kl": kl_divergence(mean, logvar),
+        }
+        out |= {"kl_loss": module.quantize(h).losses["kl"]} | _decoder_outputs(module, z, text)
+        stored = jnp.asarray(io["mean"])[:, :, 0].swapaxes(1, 2)
+        return out | {"image_from_mean": module.decode(Codes(latents=stored), text=text)}
+
+    quantized = module.quantize(h)
+    ids = jnp.asarray(io["tokens"]).swapaxes(1, 2)
+    beta = case["reference_config"]["config"]["model"]["vq_model"]["commitment_cost"]
+    commitment, codebook = beta * quantized.losses["commitment"], quantized.losses["codebook"]
+    margin = code_margin(module.quantize.continuous(h), module.quantize.continuous(module.quantize.codebook[...]))
+    z = module.quantize.lookup(ids)
+    out |= _decoder_outputs(module, z, text) | {
+        "z_quantized": quantized.z.swapaxes(1, 2)[:, :, None],
+        "tokens": Ids(module.encode(x).ids.swapaxes(1, 2), margin[:, None]),
+        "quantizer_loss": commitment + codebook,
+        "commitment_loss": commitment,
+        "codebook_loss": codebook,
+    }
+    decoded = module.decode_latents(z, text)
+    if module.config.legacy and not module.config.pixel_decoder:
+        logits = out["logits"]
+        margin = top_margin(jnp.moveaxis(logits, 1, -1))
+        labels = jnp.asarray(io["target_codes"]).reshape(decoded.shape[:-1])
+        ce = optax.losses.softmax_cross_entropy_with_integer_labels(decoded, labels).mean()
+        out |= {"pixel_token_argmax": Ids(jnp.argmax(logits, 1), margin), "ce_loss": ce}
+        return out | {"logits_from_tokens": jnp.moveaxis(decoded, -1, 1)}
+    return out | {"image_from_tokens": decoded}

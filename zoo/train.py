@@ -1,0 +1,236 @@
+"""Training: the config of a run and the loop around the step.
+
+    state = init(); for every step: state, metrics = step(state, batch)
+
+The step is in zoo/step.py. The host looks at its metrics every `log_every` steps only.
+
+Where a run starts, in this order: its own newest whole checkpoint, `init` (a release to fine-tune), a fresh model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from zoo import sharding
+from zoo.checkpoint import Checkpoints
+from zoo.config import to_json
+from zoo.data.loader import DataConfig, eval_batches, open_sources, train_batches
+from zoo.errors import InputError, TrainingError
+from zoo.finish import finish
+from zoo.pretrained import load
+from zoo.recipes.reconstruction import Reconstruction
+from zoo.runlog import RunLog
+from zoo.step import Program, TrainState, schedule
+from zoo.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """Linear warm-up and cosine decay. Weight decay spares biases, norms, embeddings and codebooks.
+
+    Attributes:
+        name: "adamw", or "muon" (Jordan et al. 2024) for the matrices inside transformer blocks and AdamW at
+            `adam_share` of the rate for all other leaves.
+        lr: peak learning rate.
+        end_lr: at the last step.
+        warmup: steps from 0 to lr.
+        betas: of Adam.
+        weight_decay: decoupled.
+        clip: global gradient norm.
+    """
+
+    name: Literal["adamw", "muon"] = "adamw"
+    lr: float = 1e-4
+    adam_share: float = 0.15
+    end_lr: float = 1e-5
+    warmup: int = 1000
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 1e-4
+    clip: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Devices along each axis; -1: all that are left.
+
+    Attributes:
+        data: the batch is split, the state is whole.
+        fsdp: the batch and the large arrays of the state are split.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One run.
+
+    Attributes:
+        recipe: the model and its losses.
+        data: images; its image_size is set to the model's.
+        steps: of the optimizer.
+        optim: optimizer and schedule.
+        mesh: devices.
+        init: preset or release folder to start from; its model replaces recipe.model.
+        dtype: of matmuls and convolutions; parameters, losses, norms and quantizers are float32.
+        accumulate: micro-batches per step.
+        ema: decay of the averaged parameters that become the release; it starts as (1 + step) / (10 + step).
+        log_every, save_every, picture_every: steps; picture_every 0: none.
+        keep: checkpoints.
+        seed: of parameters and training noise.
+    """
+
+    recipe: Reconstruction
+    data: DataConfig = DataConfig()
+    steps: int
+    optim: Optimizer = Optimizer()
+    mesh: MeshConfig = MeshConfig()
+    init: str | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    accumulate: int = 1
+    ema: float = 0.999
+    log_every: int = 50
+    save_every: int = 1000
+    picture_every: int = 1000
+    keep: int = 2
+    seed: int = 0
+
+
+def train(config: TrainConfig, workdir: str | Path, *, perceptual: Any = None) -> dict[str, Any]:
+    """Trains, or goes on with what `workdir` holds, and ends with workdir/release.
+
+    Args:
+        config: the run.
+        workdir: config.json, metrics.jsonl, checkpoints/, tensorboard/, pictures/, eval/ and release/ go here.
+        perceptual: a function (x, x_hat) -> scalar on images in the model's range, instead of recipe.perceptual.
+
+    Returns:
+        The held-out metrics of zoo.evaluate.
+
+    Raises:
+        TrainingError: a loss became NaN or infinite. DataError: nothing to train on, or too much is corrupt.
+        CheckpointError: no place to write, or checkpoints that do not fit. SystemExit(0): after SIGTERM, saved.
+    """
+    workdir = Path(workdir)
+    config = resolve(config)
+    source, heldout = open_sources(config.data)
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+    if config.data.batch_size % (mesh.size * config.accumulate):
+        raise InputError(
+            f"data.batch_size {config.data.batch_size} over {mesh.size} devices and {config.accumulate} micro-batches; "
+            f"give a multiple of {mesh.size * config.accumulate}"
+        )
+    program = Program(config, mesh, perceptual=perceptual)
+    log = RunLog(workdir, config)
+    checkpoints = Checkpoints(workdir / "checkpoints", config.keep)
+    restored = checkpoints.restore_latest(program.target)
+    step, state = restored[:2] if restored else (0, start(config, program))
+    log.truncate(step)
+    sample = next(eval_batches(heldout, config.data.image_size, 8, {}), (None, None))[1]
+    with _Sigterm() as sigterm, log:
+        try:
+            state = _loop(config, program, mesh, state, step, source, log, checkpoints, sample, sigterm)
+        finally:
+            checkpoints.wait()
+            log.corrupt(source.corrupt)
+    return finish(tokenizer_of(config, program, state), config, heldout, workdir)
+
+
+def _loop(config, program, mesh, state, step, source, log, checkpoints, sample, sigterm) -> TrainState:
+    """Steps until the end, logging, drawing and saving on the way."""
+    where = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    batches = train_batches(source, config.data, start_step=step, **where)
+    meta = to_json(config)
+    pending: list[dict[str, jax.Array]] = []
+    while step < config.steps:
+        batch = sharding.put_batch(mesh, next(batches))
+        if config.recipe.prepare_at(step):
+            state = program.prepare(state, batch)
+        state, metrics = program.step(state, batch)
+        step += 1
+        pending.append(metrics)
+        last = step == config.steps or sigterm.received
+        save = step % config.save_every == 0 or last
+        if step % config.log_every == 0 or save:
+            log.write(step, check_finite(step, pending), schedule(config), len(source.corrupt))
+            pending = []
+        if sample is not None and config.picture_every and (step % config.picture_every == 0 or last):
+            log.picture(step, tokenizer_of(config, program, state), sample)
+        if save:
+            checkpoints.save(step, state, meta)
+        if sigterm.received:
+            checkpoints.wait()
+            print(f"SIGTERM: saved step {step}; the same command goes on from there", file=sys.stderr)
+            raise SystemExit(0)
+    batches.close()
+    return state
+
+
+def check_finite(step: int, pending: list[dict[str, jax.Array]]) -> list[dict[str, float]]:
+    """The metrics of the last steps on the host.
+
+    Raises:
+        TrainingError: names the first step and terms that are not finite.
+    """
+    values = [{k: float(v) for k, v in metrics.items()} for metrics in jax.device_get(pending)]
+    for i, metrics in enumerate(values):
+        at = step - len(values) + i + 1
+        if bad := [f"{name} = {value}" for name, value in metrics.items() if not np.isfinite(value)]:
+            raise TrainingError(
+                f"step {at}: {', '.join(bad)}; the last good checkpoint is kept, lower optim.lr or look at the data"
+            )
+    return values
+
+
+def resolve(config: TrainConfig) -> TrainConfig:
+    """Takes the model from `init` and the image size from the model."""
+    recipe = config.recipe
+    if config.init is not None:
+        tokenizer = load(config.init)
+        recipe = dataclasses.replace(recipe, model=tokenizer.module.config, family=tokenizer.family, autoencode_steps=0)
+    data = dataclasses.replace(config.data, image_size=recipe.model.image_size)
+    return dataclasses.replace(config, recipe=recipe, data=data)
+
+
+def start(config: TrainConfig, program: Program) -> TrainState:
+    """A fresh state, with the parameters of `init` if there is one."""
+    state = program.init()
+    if config.init is None:
+        return state
+    _, params, rest = nnx.split(load(config.init).module, nnx.Param, ...)
+    target = program.target
+    where = jax.tree.map(lambda a: a.sharding, target)
+    params = jax.device_put(nnx.to_pure_dict(params), where.params["tokenizer"])
+    state.params = state.params | {"tokenizer": params}
+    state.rest = state.rest | {"tokenizer": jax.device_put(nnx.to_pure_dict(rest), where.rest["tokenizer"])}
+    state.ema = jax.tree.map(jnp.copy, params)
+    return state
+
+
+def tokenizer_of(config: TrainConfig, program: Program, state: TrainState) -> Tokenizer:
+    """The averaged tokenizer of a state."""
+    module = nnx.merge(program.graphs["tokenizer"], state.ema, state.rest["tokenizer"])
+    return Tokenizer(module, name=config.recipe.family, family=config.recipe.family)
+
+
+class _Sigterm:
+    """Notes SIGTERM instead of dying of it, while it is entered."""
+
+    received = False
+
+    def __enter__(self) -> _Sigterm:
+        self._before = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "received", True))
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        signal.signal(signal.SIGTERM, self._before)
