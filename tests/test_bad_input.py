@@ -34,6 +34,7 @@ from zoo.data.transforms import eval_transform
 from zoo.errors import InputError
 from zoo.models.maskgit_vqgan import MaskGitVqganConfig
 
+GOLDENS = Path(__file__).parent / "goldens"
 __all__ = ["compilation_cache", "photo", "tiny_preset", "tiny_release"]  # fixtures
 
 
@@ -261,6 +262,37 @@ def test_one_altered_byte_in_a_release(which, tiny_release, photo, tmp_path, cap
         names=[release, named, "altered"],
     )
     assert not (tmp_path / "c.npz").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "names"),
+    [
+        ("io.npz", None, ["io.npz", "No such file"]),
+        ("io.npz", b"PK\x03\x04 torn", ["io.npz", "damaged"]),
+        ("case.json", b'{"family": "prepro', ["case.json", "damaged"]),
+        (
+            "case.json",
+            b'{"family": "preprocess", "case": "a", "kind": "preprocess"}',
+            ["lacks reference_config, input"],
+        ),
+        ("case.json", "another output", ["io.npz lacks surplus"]),
+    ],
+    ids=["no-arrays", "truncated-arrays", "truncated-json", "keys", "array"],
+)
+def test_damaged_parity_case(file, content, names, tmp_path, capsys):
+    case = shutil.copytree(GOLDENS / "preprocess" / "1dtok_eval_transform", tmp_path / "case")
+    if content == "another output":
+        about = json.loads((case / file).read_text())
+        content = json.dumps(about | {"outputs": {"surplus": {"check": "float"}}}).encode()
+    (case / file).unlink() if content is None else (case / file).write_bytes(content)
+    refuse(capsys, "parity", case, names=[case, *names])
+
+
+def test_parity_case_with_truncated_weights(tmp_path, capsys):
+    case = shutil.copytree(GOLDENS / "titok" / "single_stage_vq", tmp_path / "case")
+    weights = case / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    refuse(capsys, "parity", case, names=[weights, "truncated"])
 
 
 def test_folder_that_is_no_release(photo, tmp_path, capsys):

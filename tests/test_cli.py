@@ -62,6 +62,7 @@ def test_help_is_fast_and_imports_no_jax():
         ["info"],
         ["encode"],
         ["compare", "a"],
+        ["train"],
         ["train", "smoke/ttok"],
     ],
 )
@@ -86,6 +87,8 @@ def test_info(tiny_preset, tiny_release, capsys):
         assert facts["spec.tokens"] == "8" and facts["spec.bits_per_item"] == "48"
         assert facts["spec.input_shape"] == "64 x 64 x 3"
         assert facts["licence"] == "Apache-2.0" and str(model) in facts["code"]
+    tensors = to_reference(zoo.load(tiny_release)).values()
+    assert facts["parameters"] == f"{sum(tensor.size for tensor in tensors):,}"
 
 
 def test_encode_equals_the_api(folder, tiny_preset, tiny_release, tmp_path, capsys):

@@ -13,10 +13,6 @@ from zoo.models.titok import TiTokConfig, ViTConfig
 from zoo.presets.rules import plan, reference_shapes
 
 HERE = Path(__file__).parent
-MANIFESTS = {
-    "titok_l32.imagenet": "tokenizer_titok_l32_imagenet.json",
-    "maskgit_vqgan_f16.imagenet": "maskgit-vqgan-imagenet-f16-256.json",
-}
 VIT = ViTConfig(width=16, depth=2, heads=2, patch=8)
 CONFIG = TiTokConfig(encoder=VIT, decoder=VIT, tokens=4, code_dim=4, vocab_size=8, image_size=16, clustering=True)
 
@@ -24,22 +20,23 @@ CONFIG = TiTokConfig(encoder=VIT, decoder=VIT, tokens=4, code_dim=4, vocab_size=
 @pytest.fixture(scope="module")
 def weights():
     """A state dict of a tiny TiTok with clustering VQ, with its own random numbers in every tensor."""
-    tokenizer = convert.Tokenizer(CONFIG.build(rngs=nnx.Rngs(0)), name="titok", family="titok")
+    leaves = convert.shapes_of(nnx.state(nnx.eval_shape(lambda: CONFIG.build(rngs=nnx.Rngs(0)))))
+    shapes = reference_shapes(plan(presets.family("titok").rules(CONFIG), leaves), leaves)
     rng = np.random.default_rng(0)
-    shapes = {name: w.shape for name, w in convert.to_reference(tokenizer).items()}
     return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
 
 
-@pytest.mark.parametrize("name", MANIFESTS)
-def test_rules_cover_the_published_checkpoint_at_full_size(name):
-    preset = presets.get(name)
-    manifest = json.loads((HERE / "manifests" / MANIFESTS[name]).read_text())
+@pytest.mark.parametrize("path", sorted((HERE / "manifests").glob("*.json")), ids=lambda path: path.stem)
+def test_rules_cover_the_published_checkpoint_at_full_size(path):
+    manifest = json.loads(path.read_text())
+    family = presets.family(manifest["family"])
+    config = family.config_from_reference(manifest["config"])
+    (preset,) = [preset for preset in family.PRESETS if preset.repository and preset.config == config]
     module = nnx.eval_shape(lambda: preset.config.build(rngs=nnx.Rngs(0)))
     leaves = convert.shapes_of(nnx.state(module))
-    expected = reference_shapes(plan(presets.family(preset.family).rules(preset.config), leaves), leaves)
+    expected = reference_shapes(plan(family.rules(config), leaves), leaves)
     assert expected == {name: tuple(shape) for name, shape in manifest["params"].items()}
     assert preset.parameters == sum(map(np.prod, leaves.values())) == manifest["num_params"]
-    assert presets.family(preset.family).config_from_reference(manifest["config"]) == preset.config
 
 
 def test_round_trip_is_bit_equal(weights):

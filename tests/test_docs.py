@@ -6,6 +6,8 @@ import runpy
 import tomllib
 from pathlib import Path
 
+import jupytext
+import nbformat
 import pytest
 
 from zoo import presets, tables
@@ -46,6 +48,28 @@ def test_rows_cover_the_registry():
     names = {row["name"] for row in rows}
     assert set(facts["rules"]) <= names and set(facts["weights"]) <= names
     assert all((ROOT / "tests" / manifest).is_file() for manifest in facts["rules"].values())
+
+
+def test_rows_build_no_model(monkeypatch):
+    """So that `zoo list` is fast however large the models are."""
+    for preset in presets.all_presets():
+        monkeypatch.setattr(type(preset.config), "build", lambda *_, **__: pytest.fail("a model was built"))
+    assert tables.rows()
+
+
+@pytest.mark.parametrize("source", sorted((ROOT / "notebooks").glob("*.py")), ids=lambda path: path.stem)
+def test_notebooks_are_committed_as_they_ran(source):
+    """With the cells of their .py file and the outputs of one whole run: scripts/notebooks.sh."""
+    text = source.with_suffix(".ipynb").read_text(encoding="utf-8")
+    cells = nbformat.reads(text, as_version=4).cells
+    paired = jupytext.read(source).cells
+    assert [(c.cell_type, c.source) for c in cells] == [(c.cell_type, c.source) for c in paired]
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    outputs = [output for cell in code for output in cell.outputs]
+    assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
+    assert "%pip install -q tokenizer-zoo" in code[0].source
+    assert not re.search(r"/tmp/|/home/|/root/|site-packages", text)
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])

@@ -17,7 +17,7 @@ LAYERS = (
     "models",
     "tokenizer presets convert checkpoint",
     "pretrained elastic recipes tables",
-    "train runlog launch finish evaluate export parity bench quickstart",
+    "train step runlog launch finish evaluate export parity bench quickstart",
     "cli commands",
 )
 LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts.split()}

@@ -6,18 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from zoo import parity
+from zoo import parity, presets
 
 GOLDENS = Path(__file__).parent / "goldens"
-QUICK = [
-    "maskgit_vqgan/f4_nonsquare",
-    "titok/single_stage_vq",
-    "titok/stage2_l2_legacy_pixel_decoder",
-    "tatitok/vae_text11x24",
-    "preprocess/1dtok_eval_transform",
-]
-SLOW = ["titok/single_stage_vae", "titok/stage1_l2_legacy"]
-CASES = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+NAMES = [folder.relative_to(GOLDENS).as_posix() for folder in parity.find_cases([GOLDENS])]
+SLOW = ("titok/single_stage_vae", "titok/stage1_l2_legacy")
+CASES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in NAMES]
+QUICKEST = [next(n for n in NAMES if n.startswith(f"{family}/") and n not in SLOW) for family in presets.FAMILIES]
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -48,7 +43,7 @@ def test_each_output_disturbed_alone_is_caught(computed):
 
 
 @pytest.mark.float64
-@pytest.mark.parametrize("name", ["maskgit_vqgan/f4_nonsquare", "titok/single_stage_vq", "tatitok/vae_text11x24"])
+@pytest.mark.parametrize("name", QUICKEST)
 def test_float64_within_twice_the_originals_noise(name):
     assert jax.config.jax_enable_x64, "run with JAX_ENABLE_X64=1"
     results = parity.run_case(GOLDENS / name)
@@ -78,4 +73,4 @@ def test_manifest_folders_are_skipped_and_empty_ones_refused(tmp_path):
     (tmp_path / "manifest" / "case.json").write_text("{}")
     with pytest.raises(parity.DataError, match="no parity case"):
         parity.find_cases([tmp_path])
-    assert len(parity.find_cases([GOLDENS])) == len(QUICK) + len(SLOW)
+    assert set(SLOW) < set(NAMES)

@@ -230,6 +230,8 @@ def save_release(folder: str | Path, arrays: dict[Any, Any], config: dict[str, A
         with _orbax_context():
             ocp.save(str(temp / "arrays"), arrays)
         if first:
+            if (mark := temp / "arrays" / "commit_success.txt").exists():
+                mark.write_text("committed\n")  # orbax writes the path of this machine into it
             config = {**config, "format": RELEASE_FORMAT, "sha256": _hashes(temp, temp / "arrays")}
             write_json(temp / "config.json", {**config, "sha256_config": _sha256_of_config(config)})
             _swap(temp, folder)

@@ -238,10 +238,10 @@ def convert(
     from zoo import checkpoint, pretrained
 
     tokenizer = pretrained.convert(preset, weights, out)
-    digest = checkpoint.read_release_config(out)["source"]["sha256"]
+    release = checkpoint.read_release_config(out)
     print(tokenizer)
-    print(f"parameters  {commands.count_parameters(tokenizer):,}")
-    print(f"sha256      {digest}  {weights}")
+    print(f"parameters  {release['parameters']:,}")
+    print(f"sha256      {release['source']['sha256']}  {weights}")
     print(f"load        zoo.load({str(Path(out).resolve())!r})")
 
 
@@ -278,7 +278,7 @@ def parity(
             complain(f"{case}: {error}")
             unknown += 1
         except ZooError as error:
-            complain(f"{case}: {error}")
+            complain(error if str(case) in str(error) else f"{case}: {error}")
             broken += 1
     if json:
         Path(json).write_text(_json([_parity_row(result) for result in results]) + "\n")

@@ -59,14 +59,6 @@ def load(model: str) -> Tokenizer:
     return pretrained.load(model)
 
 
-def count_parameters(tokenizer: Tokenizer) -> int:
-    """Number of values in the module's state."""
-    import jax
-    from flax import nnx
-
-    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(tokenizer.module)))
-
-
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Left-aligned columns, two spaces apart."""
     widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
@@ -290,9 +282,9 @@ def check_writable(folder: str | Path) -> Path:
     Raises:
         InputError: it cannot be written.
     """
-    from zoo.evaluate import _writable
+    from zoo.evaluate import writable
 
-    return _writable(folder)
+    return writable(folder)
 
 
 def _write_json(path: Path, value: Any) -> None:

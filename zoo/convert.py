@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -55,7 +54,7 @@ def from_config(
     leaves = shapes_of(state)
     entries = plan(presets.family(family).rules(config), leaves)
     check_names(reference_shapes(entries, leaves), {name: np.shape(w) for name, w in weights.items()})
-    dtype = jnp.float64 if jax.config.jax_enable_x64 else jnp.float32
+    dtype = jnp.result_type(float)
     filled = {e.path: jnp.asarray(e.to_ours([np.asarray(weights[n]) for n in e.names]), dtype) for e in entries}
     return Tokenizer(nnx.merge(graph, nested(filled)), name=name or family, family=family)
 

@@ -56,7 +56,7 @@ def evaluate(
         InputError: `out` cannot be written.
         WeightsError: a reconstruction holds NaN or infinity.
     """
-    folder = None if out is None else _writable(out)
+    folder = None if out is None else writable(out)
     spec = tokenizer.spec
     size, bits = spec.input_shape[0], spec.bits_per_item()
     batch_size = min(batch_size, len(source))
@@ -107,7 +107,7 @@ def compare(
     """
     if not tokenizers or not images:
         raise InputError("nothing to compare: give at least one model and one image")
-    folder = _writable(out)
+    folder = writable(out)
     names = [name for name, _ in images]
     sizes = sorted({tokenizer.spec.input_shape[0] for tokenizer in tokenizers})
     originals = {size: np.stack([eval_transform(image, size) for _, image in images]) for size in sizes}
@@ -302,8 +302,12 @@ def _scale(size: int) -> int:
     return max(1, round(CELL / size))
 
 
-def _writable(out: str | Path) -> Path:
-    """Makes the folder and tries to write there, before hours of work and not after."""
+def writable(out: str | Path) -> Path:
+    """Makes the folder and tries to write there, before hours of work and not after.
+
+    Raises:
+        InputError: it cannot be written.
+    """
     folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)

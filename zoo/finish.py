@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from zoo.config import to_json
 from zoo.data.sources import Source
 from zoo.evaluate import evaluate
-from zoo.pretrained import save
+from zoo.pretrained import info, save
 from zoo.tokenizer import Tokenizer
 
 
 def finish(tokenizer: Tokenizer, config: Any, heldout: Source, workdir: Path) -> dict[str, Any]:
-    """Writes workdir/eval (metrics.json, items.csv, worst.png) and workdir/release, and returns the metrics."""
+    """Writes workdir/eval (metrics.json, items.csv, worst.png) and workdir/release, and returns the metrics.
+
+    A release is meant for others: of paths it keeps the last part, and a fine-tuned one keeps its first licence.
+    """
     metrics = evaluate(tokenizer, heldout, workdir / "eval", batch_size=8)
-    about: dict[str, Any] = {"steps": config.steps, "metrics": metrics, "train": to_json(config)}
-    about["source"] = {"init": config.init, "data": Path(config.data.path).name}
+    eval_path = config.data.eval_path and Path(config.data.eval_path).name
+    data = dataclasses.replace(config.data, path=Path(config.data.path).name, eval_path=eval_path)
+    init = config.init and Path(config.init).name
+    about: dict[str, Any] = {"steps": config.steps, "metrics": metrics, "source": {"init": init, "data": data.path}}
+    about["train"] = to_json(dataclasses.replace(config, data=data, init=init))
+    if config.init and (licence := info(config.init).get("licence")):
+        about["licence"] = licence
     save(tokenizer, workdir / "release", **about)
     return metrics

@@ -54,11 +54,13 @@ def main(args: list[str]) -> int:
     parser.add_argument("--workdir", type=Path)
     given, overrides = parser.parse_known_args(args)
     if given.config is None:
+        asked = bool({"-h", "--help"} & set(args))
         print(
             "usage: zoo train CONFIG [--workdir DIR] [--any.field VALUE]\n"
-            f"CONFIG: {', '.join(config_names())}, or a file"
+            f"CONFIG: {', '.join(config_names())}, or a file",
+            file=sys.stdout if asked else sys.stderr,
         )
-        return 0 if {"-h", "--help"} & set(args) else 2
+        return 0 if asked else 2
     import tyro
 
     from zoo.train import TrainConfig, train

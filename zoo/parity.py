@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -29,6 +30,8 @@ NOISE_FACTOR = 2.0  # float64: at most twice the original's own float32 noise
 MARGIN = 2e-5  # ids must agree where the winner leads by more than this share of the score's scale
 UNDECIDABLE = 1e-3  # at most max(2, this share) of the ids may be closer than that
 UINT8 = 1  # grey levels
+
+CASE_KEYS = ("family", "case", "kind", "reference_config", "input", "outputs")
 
 
 @dataclasses.dataclass
@@ -65,6 +68,11 @@ BLOCKS: dict[str, Callable[[dict[str, Any], dict[str, np.ndarray]], dict[str, An
 }  # kinds that are building blocks, not models
 
 
+def float64() -> bool:
+    """Whether JAX_ENABLE_X64 is on."""
+    return jnp.result_type(float) == jnp.float64
+
+
 class UnknownKind(Exception):
     """A case whose kind or family has no adapter here."""
 
@@ -80,7 +88,7 @@ def compute(case: dict[str, Any], io: dict[str, np.ndarray], folder: Path) -> di
     if case["kind"] != "tokenizer" or case["family"] not in presets.FAMILIES:
         raise UnknownKind(f"unknown kind '{case['kind']}' of family '{case['family']}'")
     tokenizer = from_reference(case["family"], case["reference_config"], folder / "weights.safetensors")
-    if jax.config.jax_enable_x64:
+    if float64():
         io = {k: v.astype(np.float64) if v.dtype == np.float32 else v for k, v in io.items()}
     adapter = presets.family(case["family"]).outputs
     graph, state = nnx.split(tokenizer.module)
@@ -89,16 +97,33 @@ def compute(case: dict[str, Any], io: dict[str, np.ndarray], folder: Path) -> di
 
 
 def read_case(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """case.json and the arrays of io.npz."""
-    with np.load(folder / "io.npz", allow_pickle=False) as file:
-        return json.loads((folder / "case.json").read_text()), dict(file)
+    """case.json and the arrays of io.npz.
+
+    Raises:
+        DataError: one of them is missing or damaged, or an array that case.json names is not in io.npz.
+    """
+    path, hint = folder / "case.json", "copy the case again"
+    try:
+        case = json.loads(path.read_text(encoding="utf-8"))
+        path = folder / "io.npz"
+        with np.load(path, allow_pickle=False) as file:
+            io = dict(file)
+    except Exception as error:  # json, zipfile, zlib and numpy have each their own
+        reason = (isinstance(error, OSError) and error.strerror) or f"damaged, {type(error).__name__}"
+        raise DataError(f"cannot read {path} ({reason}); {hint}") from error
+    if missing := [key for key in CASE_KEYS if key not in case]:
+        raise DataError(f"{folder / 'case.json'} lacks {', '.join(missing)}; {hint}")
+    compared = [name for name, about in case["outputs"].items() if about["check"] != "info"]
+    if missing := [name for name in (*case["input"], *compared) if name not in io]:
+        raise DataError(f"{path} lacks {', '.join(missing)}; {hint}")
+    return case, io
 
 
 def run_case(folder: Path) -> list[Result]:
     """Computes and compares every output of one case.
 
     Raises:
-        UnknownKind: no adapter for its kind.
+        UnknownKind: no adapter for its kind. DataError, WeightsError: the case is damaged.
     """
     case, io = read_case(folder)
     return compare_all(case, compute(case, io, folder), io)
@@ -135,7 +160,7 @@ def compare(name: str, output: str, about: dict, case: dict, ours: Any, theirs: 
     a, b = np.nan_to_num(a), np.nan_to_num(b)
     largest = np.abs(a - b).max(initial=0) / max(np.abs(b).max(initial=0), 1e-6)
     noise = case.get("noise64", {}).get(output)
-    if jax.config.jax_enable_x64 and noise is not None:
+    if float64() and noise is not None:
         return Result(name, output, check, float(largest), NOISE_FACTOR * noise)
     if check == "grad":
         return Result(name, output, check, float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-12)), GRADIENT)

@@ -22,7 +22,6 @@ from zoo.convert import from_config, read_weights
 from zoo.errors import CheckpointError, PresetError, WeightsError
 from zoo.presets import RELEASES, Preset
 from zoo.tokenizer import Tokenizer
-from zoo.types import Spec
 
 TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 NON_COMMERCIAL = ("non-commercial", "research-only", "cc-by-nc")
@@ -52,10 +51,11 @@ def info(name: str | Path) -> dict[str, Any]:
             "citation": preset.citation,
         }
         if preset.bundled:
-            about |= {"metrics": checkpoint.read_release_config(RELEASES / preset.name).get("metrics", {})}
-        return about | {"spec": to_json(spec_of(preset.config)), "code": f'zoo.load("{preset.name}")'}
+            release = checkpoint.read_release_config(RELEASES / preset.name)
+            about |= {key: release[key] for key in ("steps", "metrics") if key in release}
+        return about | {"spec": to_json(preset.config.spec), "code": f'zoo.load("{preset.name}")'}
     config = checkpoint.read_release_config(name)
-    kept = ("name", "family", "preset", "licence", "source", "steps", "metrics", "zoo_version")
+    kept = ("name", "family", "preset", "parameters", "licence", "source", "steps", "metrics", "zoo_version")
     about = {key: config[key] for key in kept if config.get(key) is not None}
     return about | {"spec": config["spec"], "code": f'zoo.load("{name}")'}
 
@@ -94,6 +94,7 @@ def save(tokenizer: Tokenizer, folder: str | Path, *, storage: Any = None, **abo
         CheckpointError: the place is read-only or full, or holds something else.
     """
     arrays = nnx.to_pure_dict(nnx.state(tokenizer.module))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(tokenizer.module, nnx.Param)))
     if storage is not None:
         arrays = jax.tree.map(lambda a: np.asarray(a).astype(storage), arrays)
     config = {
@@ -101,6 +102,7 @@ def save(tokenizer: Tokenizer, folder: str | Path, *, storage: Any = None, **abo
         "family": tokenizer.family,
         "config": to_json(tokenizer.module.config),
         "spec": to_json(tokenizer.spec),
+        "parameters": parameters,
         "zoo_version": zoo.__version__,
     }
     checkpoint.save_release(folder, arrays, config | about)
@@ -133,7 +135,7 @@ def read_published(path: str | Path) -> dict[str, np.ndarray]:
     if path.suffix not in TORCH_SUFFIXES or not path.is_file():
         return read_weights(path)
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports] (an extra)
     except ImportError as error:
         raise WeightsError(f"{path} needs torch to be read: pip install 'tokenizer-zoo[torch]'") from error
     try:
@@ -142,11 +144,6 @@ def read_published(path: str | Path) -> dict[str, np.ndarray]:
         raise WeightsError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
     state = state.get("state_dict", state)
     return {name: tensor.float().numpy() for name, tensor in state.items()}
-
-
-def spec_of(config: Any) -> Spec:
-    """The spec of a model config, without building parameters."""
-    return nnx.eval_shape(lambda: config.build(rngs=nnx.Rngs(0))).spec
 
 
 def _is_folder(name: str | Path) -> bool:

@@ -132,7 +132,7 @@ class Program:
         self.step = jax.jit(self._step, out_shardings=(where, None), **options)
         self.prepare = jax.jit(self._prepare, out_shardings=where, **options)
 
-    def _build(self, key: jax.Array) -> dict[str, nnx.Module]:
+    def _build(self, key: jax.Array) -> dict[str, Any]:
         dtype = None if self.config.dtype == "float32" else jnp.dtype(self.config.dtype)
         return self.recipe.build(dtype=dtype, rngs=nnx.Rngs(key))
 
@@ -166,7 +166,7 @@ class Program:
             (loss, aux), grads = self._gradients(net, state, params, batch, jax.random.fold_in(key, i))
             updates, opt[net] = self.tx.update(grads, opt[net], params[net])
             params[net] = optax.apply_updates(params[net], updates)
-            norm = optax.global_norm(grads)
+            norm = optax.tree.norm(grads)
             finite &= jnp.isfinite(loss) & jnp.isfinite(norm)
             prefix = "" if net == "tokenizer" else f"{net}/"
             metrics |= {f"{prefix}{k}": v for k, v in {"loss": loss, "grad_norm": norm, **aux.metrics}.items()}
@@ -185,9 +185,9 @@ class Program:
 
     def _prepare(self, state: TrainState, batch: Any) -> TrainState:
         nets = self._merge(state.params, state.rest)
-        self.recipe.prepare(nets, batch, jax.random.fold_in(self.key, state.step))
+        self.recipe.prepare(nets, batch, jax.random.fold_in(self.key, state.step), state.step, state.counts)
         params = {net: nnx.to_pure_dict(nnx.state(module, nnx.Param)) for net, module in nets.items()}
-        # The average follows at once: what it averaged before meant something else.
-        changed = jax.tree.map(lambda a, b: jnp.any(a != b), params["tokenizer"], state.params["tokenizer"])
+        # The average of a replaced value follows at once: what it averaged before meant something else.
+        changed = jax.tree.map(jnp.not_equal, params["tokenizer"], state.params["tokenizer"])
         ema = jax.tree.map(jnp.where, changed, params["tokenizer"], state.ema)
         return dataclasses.replace(state, params=params, ema=ema)

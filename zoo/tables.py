@@ -6,7 +6,6 @@ goldens and manifests of the test suite; a test fails when the two differ.
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 from collections.abc import Sequence
@@ -16,8 +15,6 @@ from typing import Any
 from zoo import presets
 from zoo.errors import InputError
 from zoo.presets import Preset
-from zoo.pretrained import spec_of
-from zoo.types import Spec
 
 VERIFICATION = Path(presets.__file__).with_name("verification.json")
 NOT_RUN, NOT_APPLICABLE = "not run", "-"
@@ -44,7 +41,7 @@ def rows() -> list[dict[str, Any]]:
 
 
 def _row(preset: Preset, facts: dict[str, Any]) -> dict[str, Any]:
-    spec = _spec(preset.name)
+    spec = preset.config.spec
     return {
         "name": preset.name,
         "family": preset.family,
@@ -63,11 +60,6 @@ def _row(preset: Preset, facts: dict[str, Any]) -> dict[str, Any]:
             "trained": preset.bundled,
         },
     }
-
-
-@functools.cache
-def _spec(name: str) -> Spec:
-    return spec_of(presets.get(name).config)
 
 
 def models_table() -> str:
@@ -99,7 +91,8 @@ def verification_table() -> str:
 
 def _verification_cells(row: dict[str, Any]) -> list[str]:
     verified = row["verified"]
-    cases = f"{verified['code']} parity cases" if verified["code"] else NOT_RUN
+    count = verified["code"]
+    cases = f"{count} parity case{'s' if count > 1 else ''}" if count else NOT_RUN
     words = {True: "yes", False: NOT_RUN, None: NOT_APPLICABLE}
     return [f"`{row['name']}`", cases, *(words[verified[key]] for key in ("rules", "weights", "trained"))]
 

@@ -6,7 +6,6 @@ NaN, id bounds, batching of different sizes, compilation once per shape, and mat
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
@@ -98,21 +97,17 @@ class Tokenizer:
             InputError: ids outside the vocabulary (the first one is named), wrong shape, or a missing condition.
         """
         codes = self._check_codes(codes)
-        for name, shape in self.spec.conditions:
-            if options.get(name) is None:
-                raise InputError(f"{self.name} decodes with {name}=, an array [b, {', '.join(map(str, shape))}]")
+        options |= self._check_conditions(options, batch=jax.tree.leaves(codes)[0].shape[0])
         if self.spec.size_multiple is None or codes.size is None:
             return self._decode_batch(codes, key, options)
         sizes = np.asarray(codes.size)
         groups = {tuple(size): np.flatnonzero((sizes == size).all(1)) for size in sizes.tolist()}
-        if len(groups) == 1:
-            return self._decode_batch(codes, key, options | {"size": tuple(sizes[0].tolist())})
         images: list[Any] = [None] * len(sizes)
         for size, rows in groups.items():
-            used = int(np.asarray(codes.mask)[rows[0]].sum())
-            part = jax.tree.map(lambda a: a[rows], codes)  # noqa: B023 (used at once)
-            part = Codes(ids=None if part.ids is None else part.ids[:, :used], mask=part.mask[:, :used], size=part.size)
-            for row, image in zip(rows, self._decode_batch(part, key, options | {"size": size}), strict=True):
+            batch = self._decode_batch(_take(codes, rows), key, options | {"size": size})
+            if len(groups) == 1:
+                return batch
+            for row, image in zip(rows, batch, strict=True):
                 images[row] = image
         return images
 
@@ -156,9 +151,9 @@ class Tokenizer:
         if len(parts) == 1:
             return parts[0]
         order = np.argsort(np.concatenate(list(rows.values())))
-        longest = max(part.mask.shape[1] for part in parts)
 
         def join(arrays: list[Any], fill: Any) -> jax.Array:
+            longest = max(a.shape[1] for a in arrays)
             padded = [
                 np.pad(a, [(0, 0), (0, longest - a.shape[1])] + [(0, 0)] * (a.ndim - 2), constant_values=fill)
                 for a in map(np.asarray, arrays)
@@ -208,15 +203,11 @@ class Tokenizer:
             raise InputError(f"codes without {kind}; {self.name} decodes {kind} [b, t, {last}]")
         values = np.asarray(given)
         fixed = spec.size_multiple is None and not spec.elastic
-        if (
-            values.ndim != 3
-            or values.shape[2] != last
-            or not values.shape[0]
-            or (fixed and values.shape[1] != spec.tokens)
-        ):
+        if values.ndim != 3 or values.shape[2] != last or not values.size or (fixed and values.shape[1] != spec.tokens):
             raise InputError(
                 f"{kind} of shape {list(values.shape)}; accepted: [batch, {spec.tokens if fixed else 'tokens'}, {last}]"
             )
+        self._check_mask_and_size(codes, values.shape[:2])
         if spec.continuous:
             if not np.isfinite(values).all():
                 raise InputError("latents with NaN or infinite values")
@@ -232,14 +223,47 @@ class Tokenizer:
             raise InputError(f"id {values[b, t, q]} at item {b}, token {t}, codebook {q}; accepted: 0 to {limit}")
         return Codes(ids=jnp.asarray(values, jnp.int32), mask=codes.mask, size=codes.size)
 
-    @functools.cached_property
-    def _data_sharding(self) -> Any:
-        return jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec(self.mesh.axis_names))
+    def _check_mask_and_size(self, codes: Codes, shape: tuple[int, ...]) -> None:
+        if codes.mask is not None and np.shape(codes.mask) != shape:
+            raise InputError(f"mask of shape {list(np.shape(codes.mask))}; accepted: {list(shape)}, as the codes")
+        if codes.size is None:
+            return
+        sizes, multiple = np.asarray(codes.size), self.spec.size_multiple
+        if sizes.shape != (shape[0], 2):
+            raise InputError(f"size of shape {list(sizes.shape)}; accepted: [{shape[0]}, 2], heights and widths")
+        if multiple is not None and ((sizes <= 0) | (sizes % multiple > 0)).any():
+            h, w = sizes[((sizes <= 0) | (sizes % multiple > 0)).any(1)][0]
+            raise InputError(f"size {h}x{w}; {self.name} gives multiples of {multiple}")
+
+    def _check_conditions(self, options: dict[str, Any], batch: int) -> dict[str, np.ndarray]:
+        """The arrays that decode needs besides the codes, as float32."""
+        checked = {}
+        for name, shape in self.spec.conditions:
+            what = f"{self.name} decodes with {name}=, a float array {[batch, *shape]}"
+            if options.get(name) is None:
+                raise InputError(f"no {name} given; {what}")
+            if np.shape(options[name]) != (batch, *shape):
+                raise InputError(f"{name} of shape {list(np.shape(options[name]))}; {what}")
+            checked[name] = np.asarray(options[name], np.float32)
+            if not np.isfinite(checked[name]).all():
+                raise InputError(f"{name} with NaN or infinite values; {what}")
+        return checked
 
     def _put(self, x: np.ndarray) -> Any:
+        """Over the mesh where the batch divides."""
         if self.mesh is None or x.shape[0] % self.mesh.size:
             return x
-        return jax.device_put(x, self._data_sharding)
+        spec = jax.sharding.PartitionSpec(self.mesh.axis_names)
+        return jax.device_put(x, jax.sharding.NamedSharding(self.mesh, spec))
+
+
+def _take(codes: Codes, rows: np.ndarray) -> Codes:
+    """Some of the items, without the positions past the longest of them."""
+    part = jax.tree.map(lambda a: np.asarray(a)[rows], codes)
+    if part.mask is None:
+        return part
+    used = int(part.mask.sum(1).max())
+    return jax.tree.map(lambda a: a[:, :used], Codes(ids=part.ids, latents=part.latents, mask=part.mask))
 
 
 def _split_options(options: dict[str, Any]) -> tuple[tuple[tuple[str, Any], ...], dict[str, Any]]:

@@ -32,6 +32,8 @@ from zoo.runlog import RunLog
 from zoo.step import Program, TrainState, schedule
 from zoo.tokenizer import Tokenizer
 
+AHEAD = 2  # steps that the host may queue beyond the one that runs
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimizer:
@@ -159,7 +161,9 @@ def _loop(config, program, mesh, state, step, source, log, checkpoints, sample, 
         state, metrics = program.step(state, batch)
         step += 1
         pending.append(metrics)
-        last = step == config.steps or sigterm.received
+        jax.block_until_ready(pending[-AHEAD - 1 : -AHEAD])  # or a signal would wait for all that was queued
+        stopping = sigterm.received  # read once: a signal later in this round waits for the next
+        last = step == config.steps or stopping
         save = step % config.save_every == 0 or last
         if step % config.log_every == 0 or save:
             log.write(step, check_finite(step, pending), schedule(config), len(source.corrupt))
@@ -168,7 +172,7 @@ def _loop(config, program, mesh, state, step, source, log, checkpoints, sample, 
             log.picture(step, tokenizer_of(config, program, state), sample)
         if save:
             checkpoints.save(step, state, meta)
-        if sigterm.received:
+        if stopping:
             checkpoints.wait()
             print(f"SIGTERM: saved step {step}; the same command goes on from there", file=sys.stderr)
             raise SystemExit(0)

@@ -24,6 +24,7 @@ from einops import rearrange, reduce, repeat
 from flax import nnx
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from zoo.errors import InputError
 from zoo.quantize.vq import VQ
 from zoo.types import Codes, Quantized, Spec
 
@@ -54,6 +55,17 @@ class MaskGitVqganConfig:
     def stride(self) -> int:
         """Pixels per code along one side."""
         return 2 ** (len(self.multipliers) - 1)
+
+    @property
+    def spec(self) -> Spec:
+        return Spec(
+            modality="image",
+            input_shape=(self.image_size, self.image_size, 3),
+            input_range=(0.0, 1.0),
+            tokens=(self.image_size // self.stride) ** 2,
+            vocab_size=self.vocab_size,
+            size_multiple=self.stride,
+        )
 
     def build(self, *, dtype=None, rngs: nnx.Rngs) -> MaskGitVqgan:
         return MaskGitVqgan(self, dtype=dtype, rngs=rngs)
@@ -186,15 +198,7 @@ class MaskGitVqgan(nnx.Module):
         self.quantize = VQ(config.vocab_size, config.code_dim, rngs=rngs)
         self.decoder = Decoder(config, dtype=dtype, rngs=rngs)
         self.config = config
-        side = config.image_size
-        self.spec = Spec(
-            modality="image",
-            input_shape=(side, side, 3),
-            input_range=(0.0, 1.0),
-            tokens=(side // config.stride) ** 2,
-            vocab_size=config.vocab_size,
-            size_multiple=config.stride,
-        )
+        self.spec = config.spec
 
     def latents(self, x: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 d"]:
         """What the quantizer gets."""
@@ -207,15 +211,24 @@ class MaskGitVqgan(nnx.Module):
         """Ids in row-major order. h and w are multiples of the stride."""
         z = rearrange(self.encoder(x), "b h w d -> b (h w) d")
         ids = self.quantize(z).ids
+        assert ids is not None
         size = jnp.broadcast_to(jnp.array(x.shape[1:3], jnp.int32), (x.shape[0], 2))
         return Codes(ids=ids, mask=jnp.ones(ids.shape[:2], bool), size=size)
 
     def decode(
         self, codes: Codes, *, size: tuple[int, int] | None = None, key: PRNGKeyArray | None = None
     ) -> Float[Array, "b h w 3"]:
-        """`size` is the static (height, width) in pixels; square if None."""
-        t = codes.ids.shape[1]
-        h, w = (s // self.config.stride for s in size) if size else (math.isqrt(t),) * 2
+        """`size` is the static (height, width) in pixels; square if None.
+
+        Raises:
+            InputError: the number of tokens is not that of the size, or not a square.
+        """
+        assert codes.ids is not None
+        t, stride = codes.ids.shape[1], self.config.stride
+        h, w = (s // stride for s in size) if size else (math.isqrt(t),) * 2
+        if h * w != t:
+            needed = f"{size[0]}x{size[1]} pixels are {h * w}" if size else "without a size, the image is square"
+            raise InputError(f"{t} tokens; {needed}: give size=(height, width) with height * width = {t * stride**2}")
         return self.decoder(rearrange(self.quantize.lookup(codes.ids), "b (h w) d -> b h w d", h=h, w=w))
 
     def __call__(

@@ -93,6 +93,18 @@ class TiTokConfig:
     narrow: bool = False
 
     @property
+    def spec(self) -> Spec:
+        return Spec(
+            modality="image",
+            input_shape=(self.image_size, self.image_size, 3),
+            input_range=(0.0, 1.0),
+            tokens=self.tokens,
+            vocab_size=self.vocab_size,
+            latent_dim=self.code_dim if self.vocab_size is None else None,
+            conditions=(("text", self.text),) if self.text else (),
+        )
+
+    @property
     def init(self) -> Init:
         return nnx.initializers.lecun_normal() if self.narrow else NORMAL
 
@@ -249,15 +261,7 @@ class TiTok(nnx.Module):
         if config.pixel_decoder:
             self.pixel_decoder = PixelDecoder(config.pixel_decoder, dtype=dtype, rngs=rngs)
         self.config = config
-        self.spec = Spec(
-            modality="image",
-            input_shape=(config.image_size, config.image_size, 3),
-            input_range=(0.0, 1.0),
-            tokens=config.tokens,
-            vocab_size=config.vocab_size,
-            latent_dim=config.code_dim if config.vocab_size is None else None,
-            conditions=(("text", config.text),) if config.text else (),
-        )
+        self.spec = config.spec
 
     def latents(self, x: Float[Array, "b h w 3"]) -> Float[Array, "b n c"]:
         """What the quantizer gets: z, or [mean | logvar] for a VAE."""
@@ -297,8 +301,11 @@ class TiTok(nnx.Module):
                 "this is a stage-1 TiTok without a pixel decoder; use decode_latents for its logits over "
                 "MaskGIT-VQGAN codes, or load a stage-2 checkpoint"
             )
-        z = codes.latents if self.spec.continuous else self.quantize.lookup(codes.ids)
-        return self.decode_latents(z, text)
+        if isinstance(self.quantize, DiagonalGaussian):
+            assert codes.latents is not None
+            return self.decode_latents(codes.latents, text)
+        assert codes.ids is not None
+        return self.decode_latents(self.quantize.lookup(codes.ids), text)
 
     def __call__(
         self,

@@ -19,13 +19,7 @@ def attention(
     q: Float[Array, "b t h d"],
     k: Float[Array, "b s h d"],
     v: Float[Array, "b s h d"],
-    mask: Bool[
-        Array,
-        (
-            b  # h #t s
-        ),
-    ]
-    | None = None,
+    mask: Bool[Array, "#b #h #t #s"] | None = None,
 ) -> Float[Array, "b t h d"]:
     """softmax(q k^T / sqrt(d)) v; `mask` is True where a query may look.
 
@@ -35,7 +29,7 @@ def attention(
     if q.dtype == jnp.float64:
         scores = jnp.einsum("bthd,bshd->bhts", q, k) / jnp.sqrt(q.shape[-1])
         if mask is not None:
-            scores = jnp.where(mask, scores, -jnp.inf)
+            scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min / 2)  # finite, as the library's
         return jnp.einsum("bhts,bshd->bthd", jax.nn.softmax(scores, -1), v)
     fits_cudnn = q.shape[-1] % 8 == 0 and q.shape[-1] <= 128 and q.shape[1] % 2 == 0 and k.shape[1] % 2 == 0
     half = q.dtype in (jnp.bfloat16, jnp.float16)

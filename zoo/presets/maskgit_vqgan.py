@@ -88,14 +88,16 @@ def outputs(module: MaskGitVqgan, case: dict[str, Any], io: dict[str, np.ndarray
     z = out["z"] = module.encoder(x)
     quantized = module.quantize(z)
     flat = rearrange(z, "b h w d -> b (h w) d")
-    ids = Codes(ids=jnp.asarray(io["tokens"])[..., None])
+    stored = jnp.asarray(io["tokens"])[..., None]
+    ids = module.encode(x).ids
+    assert ids is not None
     size = (x.shape[1], x.shape[2])
     mse = quantized.losses["codebook"]
-    z_q = rearrange(module.quantize.lookup(ids.ids), "b (h w) d -> b h w d", h=z.shape[1])
+    z_q = rearrange(module.quantize.lookup(stored), "b (h w) d -> b h w d", h=z.shape[1])
     h = module.decoder.conv_in(z_q)
     for block in module.decoder.mid:
         h = block(h)
-    image = module.decode(ids, size=size)
+    image = module.decode(Codes(ids=stored), size=size)
     out |= {
         "z_q": z_q,
         "z_q_straight_through": quantized.z,
@@ -107,7 +109,7 @@ def outputs(module: MaskGitVqgan, case: dict[str, Any], io: dict[str, np.ndarray
     # This class puts the commitment cost on the codebook term.
     beta = case["reference_config"]["commitment_cost"]
     return out | {
-        "tokens": Ids(module.encode(x).ids[..., 0], margin),
+        "tokens": Ids(ids[..., 0], margin),
         "vq_loss": quantized.losses["commitment"] + beta * mse,
         "codebook_mse": mse,
         "soft_code_t2": module.soft_codes(flat, 2.0)[:, :8],

@@ -12,11 +12,11 @@ import optax
 from flax import nnx
 
 from zoo.models.maskgit_vqgan import MaskGitVqganConfig
-from zoo.models.titok import BASE, LARGE, SMALL, TiTok, TiTokConfig, ViTConfig
+from zoo.models.titok import BASE, LARGE, SMALL, PixelsHead, TiTok, TiTokConfig, ViTConfig
 from zoo.presets import Preset, maskgit_vqgan
 from zoo.presets.outputs import Ids, code_margin, top_margin
 from zoo.presets.rules import CONV, CONV_1X1, LINEAR, PATCH, TOKEN, Rule
-from zoo.quantize.gaussian import kl_divergence, split_moments
+from zoo.quantize.gaussian import DiagonalGaussian, kl_divergence, split_moments
 from zoo.types import Codes
 
 CONFIG = TiTokConfig
@@ -42,6 +42,24 @@ PRESETS = (
         file="tokenizer_titok_l32.bin",
         published={"rFID": 2.21},
         citation="README of bytedance/1d-tokenizer, ImageNet 256 validation",
+    ),
+    Preset(
+        name="titok_tiny.photos",
+        family="titok",
+        config=TiTokConfig(
+            encoder=ViTConfig(width=192, depth=3, heads=3),
+            decoder=ViTConfig(width=192, depth=4, heads=3),
+            tokens=64,
+            code_dim=12,
+            vocab_size=4096,
+            l2_norm=True,
+            image_size=64,
+            narrow=True,
+        ),
+        parameters=3_509_472,
+        licence="Apache-2.0",
+        paper="2406.07550",
+        bundled=True,
     ),
 )
 
@@ -152,7 +170,7 @@ def _decoder_outputs(module: TiTok, z: jax.Array, text: jax.Array | None) -> dic
     out = {"dec_embed": decoder.embed_latents(z), "dec_ln_pre": h, "dec_block0": decoder.blocks.layer(0)(h)}
     out |= {"dec_block_last": last, "dec_ln_post": post}
     head = decoder.head(post, decoder.grid)
-    if not module.config.legacy:
+    if isinstance(decoder.head, PixelsHead):
         return out | {"dec_unpatchified": decoder.head.patches(post, decoder.grid), "image_out": head}
     out["logits"] = jnp.moveaxis(head, -1, 1)
     if module.config.pixel_decoder is None:
@@ -161,11 +179,15 @@ def _decoder_outputs(module: TiTok, z: jax.Array, text: jax.Array | None) -> dic
     return out | {"pixel_soft_quantized": jnp.moveaxis(soft, -1, 1), "image_out": module.pixel_decoder(head)}
 
 
+def _text(io: dict[str, np.ndarray]) -> jax.Array | None:
+    return jnp.asarray(io["text_guidance"]) if "text_guidance" in io else None
+
+
 def _train_loss(module: TiTok, case: dict[str, Any], io: dict[str, np.ndarray]) -> jax.Array:
     """The loss whose gradients the cases store: of stage 1, stage 2 or the single stage, without GAN terms."""
-    x, text = jnp.asarray(io["image"]), io.get("text_guidance")
+    x, text = jnp.asarray(io["image"]), _text(io)
     h = module.latents(x)
-    if module.spec.continuous:
+    if isinstance(module.quantize, DiagonalGaussian):
         noise = jnp.asarray(io["eps"])[:, :, 0].swapaxes(1, 2)
         image = module.decode_latents(module.quantize.sample(h, noise), text)
         return jnp.mean((x - image) ** 2) + 1e-2 * module.quantize(h).losses["kl"]
@@ -194,10 +216,10 @@ def _gradients(module: TiTok, case: dict[str, Any], io: dict[str, np.ndarray]) -
 
 def outputs(module: TiTok, case: dict[str, Any], io: dict[str, np.ndarray]) -> dict[str, Any]:
     """Every output of a tokenizer case, in the reference's layout. Decoders get the stored ids."""
-    x, text = jnp.asarray(io["image"]), io.get("text_guidance")
+    x, text = jnp.asarray(io["image"]), _text(io)
     out = _encoder_outputs(module, x) | _gradients(module, case, io)
     h = module.latents(x)
-    if module.spec.continuous:
+    if isinstance(module.quantize, DiagonalGaussian):
 
         def bcn(v):
             return v.swapaxes(1, 2)[:, :, None]
@@ -215,14 +237,15 @@ def outputs(module: TiTok, case: dict[str, Any], io: dict[str, np.ndarray]) -> d
         return out | {"image_from_mean": module.decode(Codes(latents=stored), text=text)}
 
     quantized = module.quantize(h)
-    ids = jnp.asarray(io["tokens"]).swapaxes(1, 2)
+    stored, ids = jnp.asarray(io["tokens"]).swapaxes(1, 2), module.encode(x).ids
+    assert ids is not None
     beta = case["reference_config"]["config"]["model"]["vq_model"]["commitment_cost"]
     commitment, codebook = beta * quantized.losses["commitment"], quantized.losses["codebook"]
     margin = code_margin(module.quantize.continuous(h), module.quantize.continuous(module.quantize.codebook[...]))
-    z = module.quantize.lookup(ids)
+    z = module.quantize.lookup(stored)
     out |= _decoder_outputs(module, z, text) | {
         "z_quantized": quantized.z.swapaxes(1, 2)[:, :, None],
-        "tokens": Ids(module.encode(x).ids.swapaxes(1, 2), margin[:, None]),
+        "tokens": Ids(ids.swapaxes(1, 2), margin[:, None]),
         "quantizer_loss": commitment + codebook,
         "commitment_loss": commitment,
         "codebook_loss": codebook,

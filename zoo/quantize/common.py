@@ -30,7 +30,7 @@ def masked_mean(x: Float[Array, "*b d"], mask: Bool[Array, "*b"] | None) -> Floa
     return jnp.sum(jnp.where(weight, x, 0)) / jnp.maximum(jnp.sum(weight), 1)
 
 
-def count(ids: Int[Array, "*b"], vocab_size: int, mask: Bool[Array, "*b"] | None = None) -> Int[Array, k]:
+def count(ids: Int[Array, "*b"], vocab_size: int, mask: Bool[Array, "*b"] | None = None) -> Int[Array, " k"]:
     """How often each code occurs."""
     ones = jnp.ones(ids.shape, jnp.int32) if mask is None else mask.astype(jnp.int32)
     return jnp.zeros(vocab_size, jnp.int32).at[ids.reshape(-1)].add(ones.reshape(-1))

@@ -31,11 +31,12 @@ def l2_normalize(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
     return x / jnp.where(squared > 0, jnp.maximum(norm, 1e-12), 1e-12)
 
 
-def nearest(z: Float[Array, "n d"], codebook: Float[Array, "k d"], *, block: int = BLOCK) -> Int[Array, n]:
+def nearest(z: Float[Array, "n d"], codebook: Float[Array, "k d"], *, block: int = BLOCK) -> Int[Array, " n"]:
     """Index of the code with the smallest Euclidean distance to each vector; the first one on ties.
 
     Distances come from one matmul per block of codes (|e|^2 - 2 z.e; |z|^2 does not change the order), so that memory
-    is n x block whatever k is. The last block overlaps its predecessor instead of being padded.
+    is n x block whatever k is. The last block overlaps its predecessor instead of being padded. A vector with NaN gets
+    0 (and stays NaN in `VQ`'s output and losses).
     """
     k = codebook.shape[0]
     block = min(block, k)
@@ -45,10 +46,10 @@ def nearest(z: Float[Array, "n d"], codebook: Float[Array, "k d"], *, block: int
         start = jnp.minimum(index * block, k - block)
         codes = jax.lax.dynamic_slice_in_dim(codebook, start, block)
         scores = jax.lax.dynamic_slice_in_dim(half_norms, start, block) - z @ codes.T
-        winner = jnp.argmin(scores, -1)
+        winner = jnp.argmin(scores, -1).astype(jnp.int32)
         score = jnp.take_along_axis(scores, winner[:, None], -1)[:, 0]
         better = score < best[0]
-        return (jnp.where(better, score, best[0]), jnp.where(better, start + winner, best[1])), None
+        return (jnp.where(better, score, best[0]), jnp.where(better, start.astype(jnp.int32) + winner, best[1])), None
 
     start = (jnp.full(z.shape[0], jnp.inf, z.dtype), jnp.zeros(z.shape[0], jnp.int32))
     return jax.lax.scan(search, start, jnp.arange(-(-k // block)))[0][1].astype(jnp.int32)

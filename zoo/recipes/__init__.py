@@ -1,8 +1,11 @@
-"""Training methods. A recipe says which nets there are and gives one loss per net; the weights of its terms live here.
+"""Training methods: which nets there are, and one loss per net. The weights of the terms live here.
 
-build(rngs, dtype) -> {net: module}                     what is trained; "tokenizer" becomes the release
-losses = {net: f(nets, batch, key, step) -> (loss, Aux)}  the step differentiates each by its own net
-prepare(nets, batch, key, step) -> nets                 rare host-decided changes, e.g. a codebook from data
+    build(rngs, dtype) -> {net: module}                      what is trained; "tokenizer" becomes the release
+    losses() = {net: f(nets, batch, key, step) -> (loss, Aux)}   the step differentiates each by its own net
+    prepare_at(step) -> bool                                 whether `prepare` runs before this step
+    prepare(nets, batch, key, step, counts)                  rare changes in place, e.g. a codebook from data
+
+See zoo/recipes/reconstruction.py for the plainest one.
 """
 
 from __future__ import annotations

@@ -35,6 +35,8 @@ class Reconstruction:
     kl: weight of the VAE's KL, which is per sample.
     autoencode_steps: the first steps leave the latents unquantized; then the codebook starts from latents of a batch.
         Without it, a VQ that starts while the encoder still gives every image the same latents collapses.
+    restart_every: steps between replacing the codes that nothing chose since the last log line by latents of a batch
+        (random restarts, Dhariwal et al. 2020, arXiv:2005.00341, section 3.1); 0: never. A multiple of log_every.
     perceptual: an .npz that scripts/vgg16_features.py wrote, or None.
     perceptual_weight: its weight.
     """
@@ -47,6 +49,7 @@ class Reconstruction:
     codebook: float = 1.0
     kl: float = 1e-6
     autoencode_steps: int = 0
+    restart_every: int = 0
     perceptual: str | None = None
     perceptual_weight: float = 0.1
 
@@ -84,14 +87,17 @@ class Reconstruction:
 
     def prepare_at(self, step: int) -> bool:
         """True where `prepare` must run before this step."""
-        return step == self.autoencode_steps > 0
+        start, every = self.autoencode_steps, self.restart_every
+        return step == start > 0 or (every > 0 and step > start and step % every == 0)
 
-    def prepare(self, nets: dict[str, Any], batch: dict[str, Array], key: Array) -> None:
-        """Sets the codebook to latents of a batch, in place."""
+    def prepare(self, nets: dict[str, Any], batch: dict[str, Array], key: Array, step: Array, counts: Array) -> None:
+        """Puts latents of a batch, in place, where codes have no counts; everywhere when autoencoding ends."""
         module = nets["tokenizer"]
         if isinstance(module.quantize, VQ):
+            codebook = module.quantize.codebook
             h = module.latents(as_input(batch["image"], module.spec.input_range))
-            module.quantize.codebook[...] = module.quantize.codebook_from(h, key)
+            unused = (counts[0] == 0) | (step == self.autoencode_steps)
+            codebook[...] = jnp.where(unused[:, None], module.quantize.codebook_from(h, key), codebook[...])
 
 
 def as_input(image: Array, input_range: tuple[float, float]) -> Float[Array, "b h w 3"]:
