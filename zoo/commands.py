@@ -225,7 +225,7 @@ def _stored_codes(file: str, stored: dict[str, np.ndarray], tokenizer: Tokenizer
     mask = np.arange(values.shape[1]) < stored["length"][:, None]
     arrays: dict[str, Any] = {kind: values, "mask": mask, "size": stored["size"]}
     try:
-        return tokenizer._check_codes(Codes(**arrays))
+        return tokenizer.check_codes(Codes(**arrays))
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
 

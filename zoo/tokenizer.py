@@ -96,7 +96,7 @@ class Tokenizer:
         Raises:
             InputError: ids outside the vocabulary (the first one is named), wrong shape, or a missing condition.
         """
-        codes = self._check_codes(codes)
+        codes = self.check_codes(codes)
         options |= self._check_conditions(options, batch=jax.tree.leaves(codes)[0].shape[0])
         if self.spec.size_multiple is None or codes.size is None:
             return self._decode_batch(codes, key, options)
@@ -193,7 +193,8 @@ class Tokenizer:
             raise InputError(f"images in [{x.min():.4g}, {x.max():.4g}]; accepted: uint8, or float32 in [-1, 1]")
         return x
 
-    def _check_codes(self, codes: Codes | Any) -> Codes:
+    def check_codes(self, codes: Codes | Any) -> Codes:
+        """The codes with their ids or latents as arrays; InputError, as `decode` raises it, where they do not fit."""
         spec = self.spec
         if not isinstance(codes, Codes):
             codes = Codes(latents=codes) if spec.continuous else Codes(ids=codes)
