@@ -16,7 +16,14 @@ from PIL import Image
 
 from zoo.data.loader import DataConfig, eval_batches, open_sources, train_batches
 from zoo.data.sources import Resilient, holdout, open_source, subset
-from zoo.data.transforms import adm_crop, eval_transform, read_image, resize_shorter, train_transform
+from zoo.data.transforms import (
+    adm_crop,
+    diversify_photo,
+    eval_transform,
+    read_image,
+    resize_shorter,
+    train_transform,
+)
 from zoo.errors import DataError, InputError
 
 GOLDEN = Path(__file__).parent / "goldens/preprocess/1dtok_eval_transform"
@@ -81,6 +88,24 @@ def test_train_transform_is_a_function_of_its_generator_and_flips_half():
     plain = sum((crop == image).all() for crop in crops)
     mirrored = sum((crop == image[:, ::-1]).all() for crop in crops)
     assert plain + mirrored == 200 and 70 < plain < 130
+
+
+def test_diversified_photos():
+    """Half of them keep their grid, half their hue; contrast and saturation reach both ends of their ranges."""
+    image = (0.5 * smooth(32, 32) + 64).astype(np.uint8)
+    kept = image.copy()
+    photos = [diversify_photo(image, np.random.default_rng(seed)) for seed in range(200)]
+    assert (image == kept).all()
+    assert all(photo.shape == image.shape and photo.dtype == np.uint8 for photo in photos)
+    assert (photos[3] == diversify_photo(image, np.random.default_rng(3))).all()
+    greys = np.stack([photo.mean(-1) for photo in photos]).reshape(200, -1)
+    turned = [image.mean(-1), np.rot90(image.mean(-1)), np.rot90(image.mean(-1), 3)]
+    alike = np.stack([np.corrcoef(grey, np.stack(turned).reshape(3, -1))[0, 1:].argmax() for grey in greys])
+    assert 70 < (alike == 0).sum() < 130 and {1, 2} <= set(alike)
+    stretch = greys.std(1) / image.mean(-1).std()
+    assert 0.7 < stretch.min() < 0.8 and 1.5 < stretch.max() <= 2.01
+    grey = np.full((8, 8, 3), 90, np.uint8)
+    assert (diversify_photo(grey, np.random.default_rng(0)) == 90).all()
 
 
 def test_wrong_arrays_are_named():
@@ -348,7 +373,7 @@ def take(batches, count):
 
 
 def test_batches_are_a_function_of_the_step(folder):
-    config = DataConfig(path=str(folder), image_size=16, batch_size=6, scale=(1.0, 1.4), seed=3)
+    config = DataConfig(path=str(folder), image_size=16, batch_size=6, scale=(1.0, 1.4), diversify=True, seed=3)
     source, _ = open_sources(config)
     first = take(train_batches(source, config), 12)
     assert all(batch.shape == (6, 16, 16, 3) and batch.dtype == np.uint8 for batch in first)

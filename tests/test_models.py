@@ -11,6 +11,7 @@ from flax import nnx
 from tiny import CONFIGS, VIT, conditions, images, random_module, random_weights
 
 from zoo import presets
+from zoo.errors import InputError
 from zoo.nn.attention import attention
 from zoo.nn.stack import Stack
 from zoo.types import Codes, TokenizerModule
@@ -120,7 +121,7 @@ def test_shared_references_would_be_seen():
 
 @pytest.mark.parametrize("narrow", [False, True])
 def test_initial_weights_are_those_published(narrow):
-    """Normal(0.02) kernels and width^-1/2 tables; `narrow` has variance-preserving kernels and tables of 0.5."""
+    """Normal(0.02) kernels and width^-1/2 tables; `narrow` has variance-preserving kernels and positions of 1."""
     config = dataclasses.replace(CONFIGS["titok_vq"], narrow=narrow)
 
     @jax.jit
@@ -130,10 +131,26 @@ def test_initial_weights_are_those_published(narrow):
 
     up, positions, quantize = build()
     np.testing.assert_allclose(up["kernel"].std(), VIT.width**-0.5 if narrow else 0.02, rtol=0.1)
-    np.testing.assert_allclose(positions.std(), 0.5 if narrow else VIT.width**-0.5, rtol=0.3)
+    np.testing.assert_allclose(positions.std(), 1 if narrow else VIT.width**-0.5, rtol=0.3)
     assert not np.array_equal(*up["kernel"])  # each layer draws its own
     assert not np.asarray(up["bias"]).any()
     assert 0.9 / 32 < np.abs(quantize["codebook"]).max() <= 1 / 32
+
+
+def test_a_narrow_titok_starts_grey_and_looks_at_the_nearest_patch():
+    vit = dataclasses.replace(VIT, width=64, patch=4)
+    config = dataclasses.replace(CONFIGS["titok_vq"], encoder=vit, decoder=vit, tokens=8, narrow=True)
+    module = nnx.jit(lambda: config.build(rngs=nnx.Rngs(0)))()
+    for side in (module.encoder, module.decoder):
+        distances = jnp.linalg.norm(side.latent_positions[...][:, None] - side.positions[...][1:], axis=-1)
+        assert (distances.argmin(1) == 2 * jnp.arange(8)).all()  # 16 patches
+        q, k, _ = jnp.split(side.blocks.block.attn.qkv.kernel[...], 3, -1)
+        assert (q == k).all()
+    x = pixels()
+    y = module.decode_latents(module.quantize.continuous(module.latents(x)))
+    assert abs(y.mean() - 0.5) < 0.1 and y.std() < 0.3
+    with pytest.raises(InputError, match="narrow"):
+        dataclasses.replace(config, legacy=True)
 
 
 # -- what they compute

@@ -18,7 +18,8 @@ from zoo.recipes.reconstruction import as_input
 
 GOLDEN = Path(__file__).parent / "goldens" / "releases"
 BUNDLED = [preset for preset in presets.all_presets() if preset.bundled]
-UNSEEN = ["coffee_cup.jpg", "tulips.jpg", "chinese_pagoda.jpg", "chelsea_cat.jpg"]  # of sources held out of training
+# Of sources held out of training, and with one near tie among their ids, which another machine's rounding may break.
+UNSEEN = ["hubble_deep_field.jpg", "rocket_at_dusk.jpg", "rocky_shore.jpg", "tulips.jpg"]
 
 
 @pytest.fixture(scope="module", params=BUNDLED, ids=lambda preset: preset.name)
@@ -67,7 +68,7 @@ def test_beats_a_thumbnail_of_equal_bits(release):
     images = photos(tokenizer)
     ours = to_uint8(np.asarray(tokenizer.decode(tokenizer.encode(images))))
     theirs = np.stack([thumbnail(image, tokenizer.spec.bits_per_item())[0] for image in images])
-    assert psnr(images, ours).mean() > psnr(images, theirs).mean() + 1.0
+    assert psnr(images, ours).mean() > psnr(images, theirs).mean() + 1.5
 
 
 def test_all_together_are_small():

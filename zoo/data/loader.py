@@ -30,6 +30,8 @@ class DataConfig:
         batch_size: global, over all processes.
         scale: the shorter edge becomes image_size times a draw from this range before the crop.
         flip: mirrors half of the crops.
+        diversify: turns crops and changes their colours, for collections of few sources;
+            see `zoo.data.transforms.diversify_photo`.
         max_corrupt: share of unreadable items above which a run fails.
         threads: that read and crop; 0 does it between the steps.
         cache_mb: MiB of decoded images kept in memory; 0 decodes every time.
@@ -43,6 +45,7 @@ class DataConfig:
     batch_size: int = 64
     scale: tuple[float, float] = (1.0, 1.0)
     flip: bool = True
+    diversify: bool = False
     max_corrupt: float = 0.05
     threads: int = 2
     cache_mb: int = 1024
@@ -148,8 +151,8 @@ def train_batches(
     largest = round(config.image_size * high)
 
     def crop(image: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        size, scale = config.image_size, (low, high)
-        return {"image": train_transform(image, size, rng, scale=scale, flip=config.flip)}
+        how = {"scale": (low, high), "flip": config.flip, "diversify": config.diversify}
+        return {"image": train_transform(image, config.image_size, rng, **how)}
 
     items = _Shuffled(_Prepared(source, largest, config.cache_mb << 20), config.seed)
     # random_map comes before the slice: its random numbers belong to the global position

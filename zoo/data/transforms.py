@@ -125,6 +125,7 @@ def train_transform(
     *,
     scale: tuple[float, float] = (1.0, 1.0),
     flip: bool = True,
+    diversify: bool = False,
 ) -> np.ndarray:
     """The published training preprocessing: shorter edge to `size`, a random square, a random mirror.
 
@@ -134,10 +135,11 @@ def train_transform(
     Args:
         image: uint8 [h, w, 3] of any size.
         size: pixels of the square.
-        rng: draws the scale, the corner and the mirror.
+        rng: draws everything that is random.
         scale: the shorter edge becomes `size` times a uniform draw from this range, 1 <= low <= high. The
             published recipes use 1.
         flip: mirrors left and right with probability one half.
+        diversify: then changes what photos of one source have in common; see `diversify_photo`. Not published.
 
     Returns:
         uint8 [size, size, 3].
@@ -148,7 +150,32 @@ def train_transform(
     y, x = h / height, w / width
     box = (left * x, top * y, min((left + size) * x, w), min((top + size) * y, h))
     crop = np.array(_pil(image).resize((size, size), Image.Resampling.BICUBIC, box=box))
-    return np.ascontiguousarray(crop[:, ::-1]) if flip and rng.random() < 0.5 else crop
+    crop = np.ascontiguousarray(crop[:, ::-1]) if flip and rng.random() < 0.5 else crop
+    return diversify_photo(crop, rng) if diversify else crop
+
+
+def diversify_photo(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Takes from a photo what a small collection has in common: where the sky is, its hues, its haze.
+
+    A quarter turn in half of the cases, the colour channels in another order in half of the cases, contrast times
+    2^U(-0.5, 1) around the mean grey and saturation times 2^U(-0.5, 1) around each pixel's grey.
+
+    Args:
+        image: uint8 [s, s, 3].
+        rng: draws the changes.
+
+    Returns:
+        uint8 [s, s, 3].
+    """
+    if rng.random() < 0.5:
+        image = np.rot90(image, rng.choice([1, 3]))
+    if rng.random() < 0.5:
+        image = image[..., rng.permutation(3)]
+    contrast, saturation = 2.0 ** rng.uniform(-0.5, 1, 2).astype(np.float32)
+    grey = image.mean(-1, keepdims=True, dtype=np.float32)
+    middle = grey.mean()
+    out = middle + contrast * (grey - middle + saturation * (image - grey))
+    return np.clip(np.rint(out), 0, 255).astype(np.uint8)
 
 
 def _shorter_to(image: np.ndarray, size: int) -> tuple[int, int]:

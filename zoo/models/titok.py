@@ -73,8 +73,8 @@ class TiTokConfig:
     teacher_vocab_size: codes of the VQGAN that the codes head predicts.
     text: (length, channels) of the text embeddings that TA-TiTok's decoder takes.
     remat: recompute activations in the backward pass.
-    narrow: start from variance-preserving weights and tables of std 0.5. For widths far below the published 512, where
-        the published normal(0.02) passes almost no signal and the model stays at the mean image for long.
+    narrow: start from the weights of `start_narrow`. For widths far below the published 512, where the published
+        normal(0.02) passes almost no signal and the model stays at the mean image for long.
     """
 
     encoder: ViTConfig
@@ -91,6 +91,10 @@ class TiTokConfig:
     text: tuple[int, int] | None = None
     remat: bool = False
     narrow: bool = False
+
+    def __post_init__(self):
+        if self.narrow and self.legacy:
+            raise InputError("narrow starts a pixels head and legacy has a codes head; set one of them to False")
 
     @property
     def spec(self) -> Spec:
@@ -246,6 +250,29 @@ class PixelDecoder(nnx.Module):
         return self.decoder(self.soft_codes(logits))
 
 
+def start_narrow(model: TiTok) -> None:
+    """Start of a narrow model with a pixels head, on top of fan-in weights and tables of std 0.5; not published.
+
+    Images are centred, and the head starts at grey without mixing colours. Keys start as queries, and the position of a
+    latent is near that of a patch and weighs more than the content, so that the two first look at each other.
+    """
+    for vit, side in ((model.config.encoder, model.encoder), (model.config.decoder, model.decoder)):
+        block = side.blocks.block
+        assert isinstance(block, Block)
+        qkv = block.attn.qkv.kernel
+        qkv[...] = qkv.at[..., vit.width : 2 * vit.width].set(qkv[..., : vit.width])
+        patch = jnp.arange(model.config.tokens) * model.config.grid(vit) ** 2 // model.config.tokens
+        side.positions[...] *= 2
+        side.latent_positions[...] = side.positions[1 + patch] + side.latent_positions[...]
+    embed, head = model.encoder.patch_embed.proj, model.decoder.head
+    assert isinstance(head, PixelsHead) and embed.bias is not None and head.out.bias is not None
+    embed.kernel[...] *= 4
+    embed.bias[...] = -0.5 * embed.kernel.sum(0)
+    head.out.kernel[...] *= 0.2
+    head.out.bias[...] += 0.5
+    head.conv.kernel[...] = jnp.zeros((3, 3, 3, 3)).at[1, 1].set(jnp.eye(3))
+
+
 class TiTok(nnx.Module):
     """TiTok and TA-TiTok. Images in [0, 1], square, of exactly `config.image_size`."""
 
@@ -262,6 +289,8 @@ class TiTok(nnx.Module):
             self.pixel_decoder = PixelDecoder(config.pixel_decoder, dtype=dtype, rngs=rngs)
         self.config = config
         self.spec = config.spec
+        if config.narrow:
+            start_narrow(self)
 
     def latents(self, x: Float[Array, "b h w 3"]) -> Float[Array, "b n c"]:
         """What the quantizer gets: z, or [mean | logvar] for a VAE."""
