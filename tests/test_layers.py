@@ -16,8 +16,8 @@ LAYERS = (
     "nn quantize losses data metrics text vocabulary pictures",
     "models",
     "tokenizer presets convert checkpoint",
-    "pretrained elastic recipes tables",
-    "train step runlog launch finish evaluate export parity bench quickstart",
+    "hub pretrained elastic recipes tables",
+    "train step runlog launch finish evaluate export parity parity_blocks bench quickstart",
     "cli commands",
 )
 LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts.split()}

@@ -3,11 +3,13 @@
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 import zoo
-from zoo import parity, presets, pretrained
+from zoo import parity, presets, pretrained, sharding
 from zoo.data.sources import open_source
 from zoo.data.transforms import eval_transform
 from zoo.metrics.image import psnr
@@ -69,6 +71,22 @@ def test_beats_a_thumbnail_of_equal_bits(release):
     ours = to_uint8(np.asarray(tokenizer.decode(tokenizer.encode(images))))
     theirs = np.stack([thumbnail(image, tokenizer.spec.bits_per_item())[0] for image in images])
     assert psnr(images, ours).mean() > psnr(images, theirs).mean() + 1.5
+
+
+def test_restores_onto_a_mesh_with_an_eighth_on_each_device(release):
+    preset, tokenizer = release
+    sharded = zoo.load(preset.name, mesh=sharding.make_mesh(1, 8))
+    leaves = jax.tree.leaves(nnx.state(sharded.module))
+    total = sum(leaf.nbytes for leaf in leaves)
+    whole = sum(leaf.nbytes for leaf in leaves if leaf.is_fully_replicated)
+    held = {shard.device: 0 for shard in leaves[0].addressable_shards}
+    for leaf in leaves:
+        for shard in leaf.addressable_shards:
+            held[shard.device] += shard.data.nbytes
+    assert len(held) == 8 and set(held.values()) == {whole + (total - whole) // 8}
+    assert whole < 0.1 * total
+    images = photos(tokenizer)
+    assert (np.asarray(sharded.encode(images).ids) == np.asarray(tokenizer.encode(images).ids)).mean() > 0.99
 
 
 def test_all_together_are_small():

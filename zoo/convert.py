@@ -8,7 +8,7 @@ Every tensor must be consumed and every leaf filled with the right shape; what d
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,16 +47,27 @@ def from_config(
     family: str, config: Any, weights: Mapping[str, np.ndarray] | str | Path, *, name: str | None = None
 ) -> Tokenizer:
     """As `from_reference`, with our own config dataclass."""
+    module = filled(lambda: config.build(rngs=nnx.Rngs(0)), presets.family(family).rules(config), weights)
+    return Tokenizer(module, name=name or family, family=family)
+
+
+def filled(
+    build: Callable[[], nnx.Module], rules: list[Rule], weights: Mapping[str, np.ndarray] | str | Path
+) -> nnx.Module:
+    """What `build` makes, with the reference's weights instead of its own.
+
+    Raises:
+        WeightsError: as `from_reference`.
+    """
     if isinstance(weights, str | Path):
         weights = read_weights(weights)
-    abstract = nnx.eval_shape(lambda: config.build(rngs=nnx.Rngs(0)))
-    graph, state = nnx.split(abstract)
+    graph, state = nnx.split(nnx.eval_shape(build))
     leaves = shapes_of(state)
-    entries = plan(presets.family(family).rules(config), leaves)
+    entries = plan(rules, leaves)
     check_names(reference_shapes(entries, leaves), {name: np.shape(w) for name, w in weights.items()})
     dtype = jnp.result_type(float)
-    filled = {e.path: jnp.asarray(e.to_ours([np.asarray(weights[n]) for n in e.names]), dtype) for e in entries}
-    return Tokenizer(nnx.merge(graph, nested(filled)), name=name or family, family=family)
+    arrays = {e.path: jnp.asarray(e.to_ours([np.asarray(weights[n]) for n in e.names]), dtype) for e in entries}
+    return nnx.merge(graph, nested(arrays))
 
 
 def to_reference(tokenizer: Tokenizer) -> dict[str, np.ndarray]:
@@ -111,7 +122,26 @@ def check_names(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tup
         raise WeightsError(f"the weights do not fit the model; tensors {'; '.join(problems)}")
 
 
-def read_weights(path: str | Path) -> dict[str, np.ndarray]:
+class _Safetensors(Mapping[str, np.ndarray]):
+    """Tensors that are read when they are asked for: a checkpoint and its conversion need not be in memory together."""
+
+    def __init__(self, path: Path):
+        from safetensors import safe_open
+
+        self._file = safe_open(path, framework="numpy")
+        self._names = list(self._file.keys())
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._file.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def read_weights(path: str | Path) -> Mapping[str, np.ndarray]:
     """A .safetensors or .npz file as name -> array; no pickle is executed.
 
     Raises:
@@ -122,9 +152,7 @@ def read_weights(path: str | Path) -> dict[str, np.ndarray]:
         raise WeightsError(f"no weights file at {path}; give a .safetensors or .npz file")
     try:
         if path.suffix == ".safetensors":
-            from safetensors.numpy import load_file
-
-            return load_file(path)
+            return _Safetensors(path)
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as file:
                 return dict(file)
@@ -134,4 +162,4 @@ def read_weights(path: str | Path) -> dict[str, np.ndarray]:
     raise WeightsError(f"cannot read {path}: accepted here are .safetensors and .npz")
 
 
-__all__ = ["Entry", "from_config", "from_reference", "read_weights", "state_to_reference", "to_reference"]
+__all__ = ["Entry", "filled", "from_config", "from_reference", "read_weights", "state_to_reference", "to_reference"]

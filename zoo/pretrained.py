@@ -6,8 +6,10 @@ converted, and kept as a release in the cache ($ZOO_CACHE, else ~/.cache/tokeniz
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import numpy as np
 from flax import nnx
 
 import zoo
-from zoo import checkpoint, presets, sharding
+from zoo import checkpoint, hub, presets, sharding
 from zoo.config import from_json, to_json
 from zoo.convert import from_config, read_weights
 from zoo.errors import CheckpointError, PresetError, WeightsError
@@ -46,7 +48,7 @@ def info(name: str | Path) -> dict[str, Any]:
             "parameters": preset.parameters,
             "licence": preset.licence,
             "paper": f"arXiv:{preset.paper}",
-            "weights": "bundled with this package" if preset.bundled else f"{preset.repository}: {preset.file}",
+            "weights": _whereabouts(preset),
             "published": preset.published,
             "citation": preset.citation,
         }
@@ -58,6 +60,13 @@ def info(name: str | Path) -> dict[str, Any]:
     kept = ("name", "family", "preset", "parameters", "licence", "source", "steps", "metrics", "zoo_version")
     about = {key: config[key] for key in kept if config.get(key) is not None}
     return about | {"spec": config["spec"], "code": f'zoo.load("{name}")'}
+
+
+def _whereabouts(preset: Preset) -> str:
+    if preset.bundled:
+        return "bundled with this package"
+    other = " (the same as {}: {})".format(*preset.alternative) if preset.alternative else ""
+    return f"{preset.repository}: {preset.file}{other}"
 
 
 def load(name: str | Path, *, mesh: jax.sharding.Mesh | None = None, dtype: Any = None) -> Tokenizer:
@@ -111,10 +120,14 @@ def save(tokenizer: Tokenizer, folder: str | Path, *, storage: Any = None, **abo
 def convert(preset_name: str, weights: str | Path, out: str | Path) -> Tokenizer:
     """A published file (.safetensors, .bin, .pth, .npz) to a release folder.
 
+    A config.json beside a .safetensors file, as the hub has it, must be the preset's.
+
     Raises:
-        PresetError: unknown preset. WeightsError: unreadable, or tensors that do not fit (all kinds listed).
+        PresetError: unknown preset.
+        WeightsError: unreadable, of another config, or tensors that do not fit (all kinds listed).
     """
     preset = presets.get(preset_name)
+    _check_config(preset, Path(weights))
     digest = checkpoint.sha256_of(weights) if Path(weights).is_file() else None
     tensors = read_published(weights)
     if preset.sha256 not in (None, digest):
@@ -125,7 +138,20 @@ def convert(preset_name: str, weights: str | Path, out: str | Path) -> Tokenizer
     return tokenizer
 
 
-def read_published(path: str | Path) -> dict[str, np.ndarray]:
+def _check_config(preset: Preset, weights: Path) -> None:
+    """Names and shapes do not tell everything: code normalisation and the legacy layout are in the config alone."""
+    file = weights.with_name(hub.CONFIG)
+    if weights.suffix != ".safetensors" or not file.is_file():
+        return
+    try:
+        config = presets.family(preset.family).config_from_reference(json.loads(file.read_text()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{file} is not a published config of {preset.family}; move {weights.name} away") from error
+    if config != preset.config:
+        raise WeightsError(f"{file} describes another model than {preset.name}; convert it as the preset that it is")
+
+
+def read_published(path: str | Path) -> Mapping[str, np.ndarray]:
     """Any published weights file as name -> array. torch files go through torch's weights_only loader.
 
     Raises:
@@ -173,16 +199,5 @@ def _fetch(preset: Preset) -> Path:
     cache = Path(os.environ.get("ZOO_CACHE", Path.home() / ".cache" / "tokenizer-zoo")) / preset.name
     if (cache / "config.json").is_file():
         return cache
-    import huggingface_hub
-
-    try:
-        assert preset.repository and preset.file
-        file = huggingface_hub.hf_hub_download(preset.repository, preset.file, revision=preset.revision)
-    except Exception as error:  # the hub client has a dozen errors of its own; each ends the same way
-        reason = type(error).__name__
-        raise WeightsError(
-            f"cannot download {preset.file} of {preset.repository} ({reason}); get the file elsewhere and run: "
-            f"zoo convert {preset.name} {preset.file} OUT, then load OUT"
-        ) from error
-    convert(preset.name, file, cache)
+    convert(preset.name, hub.download(preset), cache)
     return cache

@@ -43,10 +43,19 @@ class TrainState:
 
 
 def schedule(config: TrainConfig) -> optax.Schedule:
-    """Linear from 0 to lr over `warmup`, then cosine to end_lr at the last step."""
-    o = config.optim
-    warmup = min(o.warmup, config.steps - 1)
-    return optax.warmup_cosine_decay_schedule(0.0, o.lr, warmup, config.steps, o.end_lr)
+    """The learning rate of a run."""
+    return warmup_cosine(config.optim.lr, config.optim.end_lr, config.optim.warmup, config.steps)
+
+
+def warmup_cosine(lr: float, end_lr: float, warmup: int, steps: int) -> optax.Schedule:
+    """Linear from 0 to `lr` over `warmup` steps, then a cosine to `end_lr` at `steps`, and no further."""
+    return optax.warmup_cosine_decay_schedule(0.0, lr, min(warmup, steps - 1), steps, end_lr)
+
+
+def ema_decay(update: Any, decay: float) -> jax.Array:
+    """Decay of the average at its update 0, 1, ...: min(decay, (1 + u) / (10 + u)), but the first one copies."""
+    update = jnp.asarray(update)
+    return jnp.where(update > 0, jnp.minimum(decay, (1 + update) / (10 + update)), 0.0)
 
 
 def optimizer(config: TrainConfig) -> optax.GradientTransformation:
@@ -175,7 +184,7 @@ class Program:
         if self.vocab_sizes:
             metrics["usage"] = jnp.mean(codebook.usage(counts, self.vocab_sizes))
             metrics["perplexity"] = jnp.mean(codebook.perplexity(counts))
-        decay = jnp.minimum(self.config.ema, (1 + state.step) / (10 + state.step))
+        decay = ema_decay(state.step, self.config.ema)
         ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema, params["tokenizer"])
         new = TrainState(state.step, params, state.rest, opt, ema, counts, state.bad_step)
         good = finite & (state.bad_step < 0)

@@ -86,7 +86,7 @@ class TrainConfig:
         init: preset or release folder to start from; its model replaces recipe.model.
         dtype: of matmuls and convolutions; parameters, losses, norms and quantizers are float32.
         accumulate: micro-batches per step.
-        ema: decay of the averaged parameters that become the release; it starts as (1 + step) / (10 + step).
+        ema: decay of the averaged parameters that become the release; see zoo.step.ema_decay.
         log_every, save_every, picture_every: steps; picture_every 0: none.
         keep: checkpoints.
         seed: of parameters and training noise.

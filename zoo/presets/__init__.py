@@ -30,6 +30,7 @@ class Preset:
         licence: of the WEIGHTS (SPDX where there is one).
         paper: arXiv id.
         repository, file, revision: where the weights are published; None for bundled ones.
+        alternative: (repository, file) of the same weights in another format.
         sha256: of the file; None: unknown, the computed one is stored with the converted release.
         reference_config: the published config, so that a file converts without it.
         published: metric -> number, as printed by its authors.
@@ -46,6 +47,7 @@ class Preset:
     repository: str | None = None
     file: str | None = None
     revision: str | None = None
+    alternative: tuple[str, str] | None = None
     sha256: str | None = None
     published: dict[str, float] = dataclasses.field(default_factory=dict)
     citation: str = ""

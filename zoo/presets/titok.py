@@ -21,28 +21,46 @@ from zoo.types import Codes
 
 CONFIG = TiTokConfig
 
-PRESETS = (
-    Preset(
-        name="titok_l32.imagenet",
+README = "README of bytedance/1d-tokenizer, ImageNet 256 validation"
+LEGACY = {
+    "code_dim": 12,
+    "vocab_size": 4096,
+    "l2_norm": True,
+    "legacy": True,
+    "pixel_decoder": MaskGitVqganConfig(),
+}
+VQ8K: dict[str, Any] = {"code_dim": 64, "vocab_size": 8192}
+VAE_C16: dict[str, Any] = {"code_dim": 16, "vocab_size": None}
+
+
+def _imagenet(
+    name: str, kind: dict[str, Any], encoder: ViTConfig, decoder: ViTConfig, tokens: int, parameters: int, rfid: float
+) -> Preset:
+    return Preset(
+        name=f"titok_{name}.imagenet",
         family="titok",
-        config=TiTokConfig(
-            encoder=LARGE,
-            decoder=LARGE,
-            tokens=32,
-            code_dim=12,
-            vocab_size=4096,
-            l2_norm=True,
-            legacy=True,
-            pixel_decoder=MaskGitVqganConfig(),
-        ),
-        parameters=641_054_735,
+        config=TiTokConfig(encoder=encoder, decoder=decoder, tokens=tokens, **kind),
+        parameters=parameters,
         licence="Apache-2.0",
         paper="2406.07550",
-        repository="fun-research/TiTok",
-        file="tokenizer_titok_l32.bin",
-        published={"rFID": 2.21},
-        citation="README of bytedance/1d-tokenizer, ImageNet 256 validation",
-    ),
+        repository=f"yucornetto/tokenizer_titok_{name}_imagenet",
+        file="model.safetensors",
+        alternative=("fun-research/TiTok", f"{'' if kind is VAE_C16 else 'tokenizer_'}titok_{name}.bin"),
+        published={"rFID": rfid},
+        citation=README,
+    )
+
+
+PRESETS = (
+    _imagenet("l32", LEGACY, LARGE, LARGE, 32, 641_054_735, 2.21),
+    _imagenet("b64", LEGACY, BASE, BASE, 64, 204_814_095, 1.70),
+    _imagenet("s128", LEGACY, SMALL, SMALL, 128, 83_674_639, 1.71),
+    _imagenet("bl64_vq8k", VQ8K, BASE, LARGE, 64, 390_016_148, 2.06),
+    _imagenet("bl128_vq8k", VQ8K, BASE, LARGE, 128, 390_179_988, 1.49),
+    _imagenet("sl256_vq8k", VQ8K, SMALL, LARGE, 256, 330_260_884, 1.03),
+    _imagenet("ll32_vae_c16", VAE_C16, LARGE, LARGE, 32, 606_879_604, 1.61),
+    _imagenet("bl64_vae_c16", VAE_C16, BASE, LARGE, 64, 389_418_100, 1.25),
+    _imagenet("bl128_vae_c16", VAE_C16, BASE, LARGE, 128, 389_581_940, 0.84),
     Preset(
         name="titok_tiny.photos",
         family="titok",
