@@ -137,6 +137,21 @@ def test_initial_weights_are_those_published(narrow):
     assert 0.9 / 32 < np.abs(quantize["codebook"]).max() <= 1 / 32
 
 
+def test_the_decoder_of_tatitok_starts_as_torchs_layers():
+    config = dataclasses.replace(CONFIGS["tatitok_text"], encoder=VIT, decoder=VIT)
+    state = nnx.to_pure_dict(nnx.state(nnx.jit(lambda: config.build(rngs=nnx.Rngs(0)))()))
+    up = state["decoder"]["blocks"]["block"]["mlp"]["up"]
+    bound = VIT.width**-0.5
+    for values in (up["kernel"], up["bias"]):
+        assert 0.8 * bound < np.abs(values).max() <= bound
+        np.testing.assert_allclose(values.std(), bound / np.sqrt(3), rtol=0.15)
+    assert not state["decoder"]["blocks"]["block"]["attn"]["out"]["bias"].any()  # zero in nn.MultiheadAttention
+    assert state["decoder"]["head"]["conv"]["bias"].all()
+    other = state["encoder"]["blocks"]["block"]["mlp"]["up"]
+    np.testing.assert_allclose(other["kernel"].std(), 0.02, rtol=0.1)
+    assert not other["bias"].any()
+
+
 def test_a_narrow_titok_starts_grey_and_looks_at_the_nearest_patch():
     vit = dataclasses.replace(VIT, width=64, patch=4)
     config = dataclasses.replace(CONFIGS["titok_vq"], encoder=vit, decoder=vit, tokens=8, narrow=True)

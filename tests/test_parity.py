@@ -13,7 +13,7 @@ NAMES = [folder.relative_to(GOLDENS).as_posix() for folder in parity.find_cases(
 SLOW = ("titok/single_stage_vae", "titok/stage1_l2_legacy")
 CASES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in NAMES]
 QUICKEST = [next(n for n in NAMES if n.startswith(f"{family}/") and n not in SLOW) for family in presets.FAMILIES]
-QUICKEST += [name for name in NAMES if name.startswith("losses/")]
+QUICKEST += [name for name in NAMES if name.startswith(("losses/", "metrics/"))]
 
 
 @pytest.fixture(scope="module", params=CASES)

@@ -12,29 +12,20 @@ from flax import nnx
 
 from zoo.convert import filled, state_to_reference
 from zoo.losses import adversarial, tokens
+from zoo.metrics import codebook
+from zoo.metrics.fid import FeatureStatistics, InceptionScore, frechet_distance
+from zoo.nn.convnext import ConvNeXt, ConvNeXtConfig, logits_distance, squash
 from zoo.nn.discriminators import BlurDiscriminator
+from zoo.nn.lpips import LPIPS
+from zoo.presets import networks
 from zoo.presets.outputs import Ids, code_margin
-from zoo.presets.rules import CONV, SAME, Rule
+from zoo.presets.rules import Rule
 from zoo.quantize.gaussian import DiagonalGaussian, kl_divergence, split_moments
 from zoo.quantize.vq import VQ
 from zoo.step import ema_decay, warmup_cosine
 
 Arrays = Mapping[str, Any]
 VQ_RULES = [Rule("embedding.weight", "codebook"), Rule("embed_prob", "embed_prob")]
-
-
-def _layer(reference: str, ours: str, weight: str = "kernel") -> list[Rule]:
-    layout = CONV if weight == "kernel" else SAME
-    return [Rule(f"{reference}.weight", f"{ours}.{weight}", layout), Rule(f"{reference}.bias", f"{ours}.bias")]
-
-
-BLUR_RULES = [
-    *_layer("block_in.0", "stem"),
-    *_layer("blocks.{i}.0", "stages.{i}.conv"),
-    *_layer("blocks.{i}.2", "stages.{i}.norm", "scale"),
-    *_layer("to_logits.0", "mix"),
-    *_layer("to_logits.2", "out"),
-]
 
 
 def preprocess(case: dict[str, Any], io: Arrays, weights: Arrays) -> dict[str, Any]:
@@ -101,7 +92,8 @@ def discriminator(case: dict[str, Any], io: Arrays, weights: Arrays) -> dict[str
     about = case["reference_config"]
     width, stages = about["hidden_channels"], about["num_stages"]
     learned = {name: tensor for name, tensor in weights.items() if not name.endswith("kernel")}  # the fixed blur
-    net = filled(lambda: BlurDiscriminator(width=width, stages=stages, rngs=nnx.Rngs(0)), BLUR_RULES, learned)
+    rules = networks.BLUR_DISCRIMINATOR
+    net = filled(lambda: BlurDiscriminator(width=width, stages=stages, rngs=nnx.Rngs(0)), rules, learned)
     graph, params = nnx.split(net)
     io = {name: jnp.asarray(io[name]) for name in case["input"]}
     averages = jnp.asarray(about["ema_logits_mean_real_fake"], io["real"].dtype)
@@ -116,7 +108,7 @@ def discriminator(case: dict[str, Any], io: Arrays, weights: Arrays) -> dict[str
     def run(params: Any, real: jax.Array, fake: jax.Array) -> dict[str, Any]:
         net: Any = nnx.merge(graph, params)
         (total, (logits, parts)), grads = jax.value_and_grad(loss, has_aux=True)(params, real, fake)
-        named = state_to_reference(BLUR_RULES, grads)
+        named = state_to_reference(rules, grads)
         generator = jax.value_and_grad(lambda x: adversarial.generator_hinge(net(x)))(fake)
         maps = net.stage_outputs(real[:1])
         return {
@@ -135,6 +127,46 @@ def discriminator(case: dict[str, Any], io: Arrays, weights: Arrays) -> dict[str
         }
 
     return run(params, io["real"], io["fake"])
+
+
+def lpips(case: dict[str, Any], io: Arrays, weights: Arrays) -> dict[str, Any]:
+    """LPIPS with narrow VGG16 stages."""
+    channels = case["reference_config"]["lpips_chns"]
+    learned = {name: tensor for name, tensor in weights.items() if not name.startswith("scaling_layer.")}
+    net = filled(lambda: LPIPS(channels, rngs=nnx.Rngs(0)), networks.LPIPS, learned)
+    graph, params = nnx.split(net)
+
+    @jax.jit
+    def run(params: Any, x: jax.Array, y: jax.Array) -> dict[str, Any]:
+        net: Any = nnx.merge(graph, params)
+        out = {f"feat{i}": _nchw(h) for i, h in enumerate(net.features(x), start=1)}
+        out |= {"per_layer": net.per_stage(x, y), "lpips": net(x, y)[:, None, None, None]}
+        return out | {"grad_target_image": jax.grad(lambda y: jnp.mean(net(x, y)))(y)}
+
+    return run(params, jnp.asarray(io["input"]), jnp.asarray(io["target"]))
+
+
+def convnext(case: dict[str, Any], io: Arrays, weights: Arrays) -> dict[str, Any]:
+    """The distance of ConvNeXt's logits."""
+    about = case["reference_config"]["convnext"]
+    sizes = {"widths": tuple(about["dims"]), "depths": tuple(about["depths"]), "classes": about["num_classes"]}
+    learned = {n.removeprefix("convnext."): t for n, t in weights.items() if n.startswith("convnext.")}
+    net = filled(lambda: ConvNeXt(ConvNeXtConfig(**sizes), rngs=nnx.Rngs(0)), networks.CONVNEXT, learned)
+    graph, params = nnx.split(net)
+
+    @jax.jit
+    def run(params: Any, x: jax.Array, y: jax.Array) -> dict[str, Any]:
+        net: Any = nnx.merge(graph, params)
+        distance, gradient = jax.value_and_grad(lambda y: logits_distance(net, x, y))(y)
+        return {
+            "resized_input_stride8": squash(x)[:, ::8, ::8],
+            "convnext_logits_input": net(squash(x)),
+            "convnext_logits_target": net(squash(y)),
+            **dict.fromkeys(("convnext_mse", "perceptual_loss", "perceptual_loss_mean"), distance),
+            "grad_target_image": gradient,
+        }
+
+    return run(params, jnp.asarray(io["input"]), jnp.asarray(io["target"]))
 
 
 def diagonal_gaussian(case: dict[str, Any], io: Arrays, weights: Arrays) -> dict[str, Any]:
@@ -192,6 +224,24 @@ def schedules(case: dict[str, Any], io: Arrays, weights: Arrays) -> dict[str, An
     }
 
 
+def evaluator(case: dict[str, Any], io: Arrays, weights: Arrays) -> dict[str, Any]:
+    """FID, Inception Score and codebook use, of given features, logits and ids."""
+    real, fake, score = FeatureStatistics(), FeatureStatistics(), InceptionScore()
+    for start in range(0, len(io["features_real"]), case["reference_config"]["batch"]):
+        batch = slice(start, start + case["reference_config"]["batch"])
+        real.add(io["features_real"][batch])
+        fake.add(io["features_fake"][batch])
+        score.add(io["logits_fake"][batch])
+    sizes = (case["reference_config"]["codebook_size"],)
+    counts = codebook.count_ids(io["tokens"].reshape(-1, 1), sizes)
+    return {
+        "rFID": np.array(frechet_distance(real, fake)),
+        "InceptionScore": np.array(score.value()),
+        "CodebookUsage": np.mean(codebook.usage(counts, sizes)),
+        "CodebookEntropy": np.mean(codebook.entropy_bits(counts)),
+    }
+
+
 def _nchw(x: jax.Array) -> jax.Array:
     return jnp.moveaxis(x, -1, 1)
 
@@ -200,8 +250,11 @@ BLOCKS: dict[str, Callable[[dict[str, Any], Arrays, Arrays], dict[str, Any]]] = 
     "preprocess": preprocess,
     "vector_quantizer": vector_quantizer,
     "discriminator": discriminator,
+    "lpips": lpips,
+    "perceptual": convnext,
     "diagonal_gaussian": diagonal_gaussian,
     "loss_functions": loss_functions,
     "schedules": schedules,
+    "evaluator": evaluator,
 }
-KINKED = ("discriminator",)  # networks of ReLUs
+KINKED = ("discriminator", "lpips")  # networks of ReLUs

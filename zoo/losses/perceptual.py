@@ -18,15 +18,13 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from zoo.errors import InputError, WeightsError
+from zoo.nn.vgg import CONVS_PER_STAGE, Layer, vgg16_stages
 
-CONVS_PER_STAGE = (2, 2, 3, 3, 3)  # conv1_1 .. conv5_3
 BGR_MEAN = (103.939, 116.779, 123.68)  # of ImageNet, in [0, 255]: what the weights were trained with
 MIN_SIZE = 16  # px: four poolings leave one position
 EPS = 1e-6  # keeps gradients finite where no channel is active; squared norms are about 500 to 200,000
 
 COMMAND = "python scripts/vgg16_features.py OUT.npz"
-
-Layer = tuple[Array, Array]  # kernel [3, 3, in, out], bias [out]
 
 
 def vgg16_hed(path: str | os.PathLike[str]) -> Callable[[Array, Array], Array]:
@@ -113,12 +111,5 @@ class FeatureDistance:
     def features(self, x: Float[Array, "b h w 3"]) -> list[Float[Array, "b h_s w_s c_s"]]:
         """The unit-length features of the five stages; stage s (from 0) has 1 / 2**s of the resolution."""
         y = x[..., ::-1].astype(jnp.float32) * 255 - jnp.array(BGR_MEAN, jnp.float32)
-        features = []
-        for stage, layers in enumerate(self.stages):
-            if stage > 0:
-                y = jax.lax.reduce_window(y, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
-            for kernel, bias in layers:
-                y = jax.lax.conv_general_dilated(y, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-                y = jax.nn.relu(y + bias)
-            features.append(y * jax.lax.rsqrt(jnp.sum(y**2, axis=-1, keepdims=True) + EPS))
-        return features
+        stages = vgg16_stages(y, self.stages)
+        return [h * jax.lax.rsqrt(jnp.sum(h**2, axis=-1, keepdims=True) + EPS) for h in stages]

@@ -28,7 +28,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from zoo.errors import InputError
 from zoo.models import maskgit_vqgan
-from zoo.nn.attention import NORMAL, Init
+from zoo.nn.attention import NORMAL, TORCH, Init, bias_init
 from zoo.nn.stack import Stack
 from zoo.nn.vit import Block, PatchEmbed, layer_norm, linear, unpatchify
 from zoo.quantize.gaussian import DiagonalGaussian
@@ -110,7 +110,13 @@ class TiTokConfig:
 
     @property
     def init(self) -> Init:
+        """Of the encoder's kernels."""
         return nnx.initializers.lecun_normal() if self.narrow else NORMAL
+
+    @property
+    def decoder_init(self) -> Init:
+        """TA-TiTok's decoder keeps torch's default: it is made after the other layers were drawn anew."""
+        return TORCH if self.text and not self.narrow else self.init
 
     def table(self, *shape: int, rngs: nnx.Rngs) -> nnx.Param:
         """A learned table (class token, positions, latents): normal * width^-1/2 as published."""
@@ -124,9 +130,9 @@ class TiTokConfig:
         return TiTok(self, dtype=dtype, rngs=rngs)
 
 
-def _blocks(config: TiTokConfig, vit: ViTConfig, *, dtype, rngs: nnx.Rngs) -> Stack:
+def _blocks(config: TiTokConfig, vit: ViTConfig, init: Init, *, dtype, rngs: nnx.Rngs) -> Stack:
     def make(rngs):
-        return Block(vit.width, vit.heads, init=config.init, dtype=dtype, rngs=rngs)
+        return Block(vit.width, vit.heads, init=init, dtype=dtype, rngs=rngs)
 
     return Stack(make, vit.depth, remat=config.remat, rngs=rngs)
 
@@ -142,7 +148,7 @@ class Encoder(nnx.Module):
         self.positions = config.table(config.grid(vit) ** 2 + 1, vit.width, rngs=rngs)
         self.latent_positions = config.table(config.tokens, vit.width, rngs=rngs)
         self.ln_pre = layer_norm(vit.width, rngs=rngs)
-        self.blocks = _blocks(config, vit, dtype=dtype, rngs=rngs)
+        self.blocks = _blocks(config, vit, config.init, dtype=dtype, rngs=rngs)
         self.ln_post = layer_norm(vit.width, rngs=rngs)
         self.project = linear(vit.width, channels, init=config.init, dtype=dtype, rngs=rngs)
         self.tokens = config.tokens
@@ -184,7 +190,7 @@ class PixelsHead(nnx.Module):
     def __init__(self, width: int, patch: int, *, init: Init, dtype=None, rngs: nnx.Rngs):
         self.patch = patch
         self.out = linear(width, 3 * patch * patch, init=init, dtype=dtype, rngs=rngs)
-        self.conv = nnx.Conv(3, 3, (3, 3), kernel_init=init, dtype=dtype, rngs=rngs)
+        self.conv = nnx.Conv(3, 3, (3, 3), kernel_init=init, bias_init=bias_init(init, 27), dtype=dtype, rngs=rngs)
 
     def patches(self, h: Float[Array, "b n d"], grid: int) -> Float[Array, "b h w 3"]:
         return unpatchify(self.out(h), self.patch, (grid, grid))
@@ -197,23 +203,23 @@ class Decoder(nnx.Module):
     """n quantized vectors (and text) to an image, or to logits over the teacher's codes."""
 
     def __init__(self, config: TiTokConfig, *, dtype=None, rngs: nnx.Rngs):
-        vit = config.decoder
+        vit, init = config.decoder, config.decoder_init
         self.grid = config.grid(vit)
-        self.embed_latents = linear(config.code_dim, vit.width, init=config.init, dtype=dtype, rngs=rngs)
+        self.embed_latents = linear(config.code_dim, vit.width, init=init, dtype=dtype, rngs=rngs)
         self.class_token = config.table(1, vit.width, rngs=rngs)
         self.mask_token = config.table(1, vit.width, rngs=rngs)
         self.positions = config.table(self.grid**2 + 1, vit.width, rngs=rngs)
         self.latent_positions = config.table(config.tokens, vit.width, rngs=rngs)
         if config.text:
-            self.embed_text = linear(config.text[1], vit.width, init=config.init, dtype=dtype, rngs=rngs)
+            self.embed_text = linear(config.text[1], vit.width, init=init, dtype=dtype, rngs=rngs)
             self.text_positions = config.table(config.text[0], vit.width, rngs=rngs)
         self.ln_pre = layer_norm(vit.width, rngs=rngs)
-        self.blocks = _blocks(config, vit, dtype=dtype, rngs=rngs)
+        self.blocks = _blocks(config, vit, init, dtype=dtype, rngs=rngs)
         self.ln_post = layer_norm(vit.width, rngs=rngs)
         if config.legacy:
-            self.head = CodesHead(vit.width, config.teacher_vocab_size, init=config.init, dtype=dtype, rngs=rngs)
+            self.head = CodesHead(vit.width, config.teacher_vocab_size, init=init, dtype=dtype, rngs=rngs)
         else:
-            self.head = PixelsHead(vit.width, vit.patch, init=config.init, dtype=dtype, rngs=rngs)
+            self.head = PixelsHead(vit.width, vit.patch, init=init, dtype=dtype, rngs=rngs)
 
     def embed(self, z: Float[Array, "b n c"], text: Float[Array, "b l e"] | None) -> Float[Array, "b t d"]:
         """[class | mask tokens | latents (| text)] with their positions, normalised."""

@@ -13,6 +13,14 @@ from jaxtyping import Array, Bool, Float
 
 Init = Callable[..., Any]  # (key, shape, dtype) -> array
 NORMAL = nnx.initializers.normal(0.02)
+TORCH = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # torch's default: U(+-1/sqrt(fan in))
+
+
+def bias_init(init: Init, fan_in: int) -> Init:
+    """The initial biases that go with a kernel's: torch's default draws them like the weights, all others are 0."""
+    if init is not TORCH:
+        return nnx.initializers.zeros_init()
+    return lambda key, shape, dtype=jnp.float32, **_: jax.random.uniform(key, shape, dtype, -1, 1) * fan_in**-0.5
 
 
 def attention(

@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from zoo.nn.attention import Init
+from zoo.nn.attention import TORCH, bias_init
 
 SLOPE = 0.1  # of the leaky ReLUs
 POOLED = 16  # side of the map of logits, whatever the image's size
@@ -17,8 +17,8 @@ POOLED = 16  # side of the map of logits, whatever the image's size
 class BlurStage(nnx.Module):
     """3x3 convolution, blurred halving, group norm, leaky ReLU."""
 
-    def __init__(self, channels_in: int, channels: int, *, init: Init, dtype=None, rngs: nnx.Rngs):
-        self.conv = nnx.Conv(channels_in, channels, (3, 3), kernel_init=init, dtype=dtype, rngs=rngs)
+    def __init__(self, channels_in: int, channels: int, *, dtype=None, rngs: nnx.Rngs):
+        self.conv = _conv(channels_in, channels, 3, dtype=dtype, rngs=rngs)
         self.norm = nnx.GroupNorm(channels, num_groups=32, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
@@ -37,15 +37,13 @@ class BlurDiscriminator(nnx.Module):
     """
 
     def __init__(self, *, width: int = 128, stages: int = 3, dtype=None, rngs: nnx.Rngs):
-        init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # torch's default for convolutions
-        options = {"kernel_init": init, "dtype": dtype, "rngs": rngs}
         widths = [width * 2 ** max(i, 0) for i in range(-1, stages)]
-        self.stem = nnx.Conv(3, width, (5, 5), **options)
+        self.stem = _conv(3, width, 5, dtype=dtype, rngs=rngs)
         self.stages = nnx.List(
-            BlurStage(a, b, init=init, dtype=dtype, rngs=rngs) for a, b in zip(widths, widths[1:], strict=False)
+            BlurStage(a, b, dtype=dtype, rngs=rngs) for a, b in zip(widths, widths[1:], strict=False)
         )
-        self.mix = nnx.Conv(widths[-1], widths[-1], (1, 1), **options)
-        self.out = nnx.Conv(widths[-1], 1, (5, 5), **options)
+        self.mix = _conv(widths[-1], widths[-1], 1, dtype=dtype, rngs=rngs)
+        self.out = _conv(widths[-1], 1, 5, dtype=dtype, rngs=rngs)
 
     def stage_outputs(self, x: Float[Array, "b h w 3"]) -> list[Array]:
         """The map after each stage."""
@@ -61,6 +59,12 @@ class BlurDiscriminator(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w 3"]) -> Float[Array, "b 16 16 1"]:
         return self.out(jax.nn.leaky_relu(self.mix(self.features(x)), SLOPE))
+
+
+def _conv(channels_in: int, channels: int, side: int, *, dtype=None, rngs: nnx.Rngs) -> nnx.Conv:
+    """A convolution that starts as torch's."""
+    biases = bias_init(TORCH, channels_in * side**2)
+    return nnx.Conv(channels_in, channels, (side, side), kernel_init=TORCH, bias_init=biases, dtype=dtype, rngs=rngs)
 
 
 def halve_blurred(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:

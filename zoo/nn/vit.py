@@ -7,7 +7,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from zoo.nn.attention import NORMAL, Init, SelfAttention
+from zoo.nn.attention import NORMAL, Init, SelfAttention, bias_init
 
 LAYER_NORM_EPS = 1e-5  # torch's default, which every model here was trained with
 
@@ -18,8 +18,8 @@ def layer_norm(width: int, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
 
 
 def linear(d_in: int, d_out: int, *, init: Init = NORMAL, dtype=None, rngs: nnx.Rngs) -> nnx.Linear:
-    """Linear with zero biases; weights normal(0.02) by default, as ViT-type tokenizers have it."""
-    return nnx.Linear(d_in, d_out, kernel_init=init, dtype=dtype, rngs=rngs)
+    """Linear with weights normal(0.02) and zero biases by default, as ViT-type tokenizers have it."""
+    return nnx.Linear(d_in, d_out, kernel_init=init, bias_init=bias_init(init, d_in), dtype=dtype, rngs=rngs)
 
 
 class Mlp(nnx.Module):
