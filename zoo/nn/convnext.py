@@ -72,7 +72,7 @@ def squash(x: Float[Array, "b h w 3"]) -> Float[Array, "b 224 224 3"]:
     """Images in [0, 1] to what the network takes: 224 x 224 whatever their shape, then ImageNet's normalisation."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     x = jax.image.resize(x, (x.shape[0], SIDE, SIDE, 3), "bilinear", antialias=True)
-    return (x - jnp.array(MEAN, x.dtype)) / jnp.array(STD, x.dtype)
+    return (x - jnp.float32(MEAN)) / jnp.float32(STD)  # float32 as the original stores them
 
 
 def logits_distance(net: ConvNeXt, x: Float[Array, "b h w 3"], y: Float[Array, "b h w 3"]) -> Float[Array, ""]:

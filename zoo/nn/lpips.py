@@ -32,7 +32,7 @@ class LPIPS(nnx.Module):
     def features(self, x: Float[Array, "b h w 3"]) -> list[Array]:
         """The features of the five stages, not yet of unit length."""
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        x = (2 * x - 1 - jnp.array(SHIFT, x.dtype)) / jnp.array(SCALE, x.dtype)
+        x = (2 * x - 1 - jnp.float32(SHIFT)) / jnp.float32(SCALE)  # float32 as the original stores them
         layers = iter([(conv.kernel[...], conv.bias[...]) for conv in self.convs])  # pyright: ignore
         return list(vgg16_stages(x, [[next(layers) for _ in range(count)] for count in CONVS_PER_STAGE]))
 
