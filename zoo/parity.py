@@ -66,7 +66,7 @@ def compute(case: dict[str, Any], io: dict[str, np.ndarray], folder: Path) -> di
         UnknownKind: no adapter.
     """
     if float64():
-        io = {k: v.astype(np.float64) if v.dtype == np.float32 else v for k, v in io.items()}
+        io = _double(io)
     if block := BLOCKS.get(case["kind"]):
         weights = dict(read_weights(folder / "weights.safetensors"))
         with jax.default_matmul_precision("highest"):
@@ -80,6 +80,10 @@ def compute(case: dict[str, Any], io: dict[str, np.ndarray], folder: Path) -> di
         return jax.jit(lambda state: adapter(nnx.merge(graph, state), case, io))(state)
 
 
+def _double(io: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {k: v.astype(np.float64) if v.dtype == np.float32 else v for k, v in io.items()}
+
+
 def _kinked_gradients(case: dict[str, Any], io: dict[str, np.ndarray], weights: Any) -> dict[str, Any]:
     """Gradients through ReLUs and max pooling, in float64, as exact arithmetic has them.
 
@@ -89,8 +93,7 @@ def _kinked_gradients(case: dict[str, Any], io: dict[str, np.ndarray], weights: 
     if case["kind"] not in KINKED or not gradients:
         return {}
     with jax.enable_x64(True):
-        double = {k: v.astype(np.float64) if v.dtype == np.float32 else v for k, v in io.items()}
-        ours = BLOCKS[case["kind"]](case, double, weights)
+        ours = BLOCKS[case["kind"]](case, _double(io), weights)
         return {name: np.asarray(ours[name]) for name in gradients if name in ours}
 
 

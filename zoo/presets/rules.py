@@ -58,6 +58,12 @@ class Rule:
         return [name.replace(layer.group(), str(i)) for i in range(shape[0])], True
 
 
+def layer(reference: str, ours: str, layout: Layout) -> list[Rule]:
+    """Weight and bias of a convolution or a linear layer, or with SAME of a norm."""
+    weight = "scale" if layout is SAME else "kernel"
+    return [Rule(f"{reference}.weight", f"{ours}.{weight}", layout), Rule(f"{reference}.bias", f"{ours}.bias")]
+
+
 def _pattern(template: str) -> str:
     escaped = re.escape(template).replace(r"\{", "{").replace(r"\}", "}")
     return re.sub(r"\{(\w+)\}", lambda m: f"(?P<{m[1]}>{'.+' if m[1] == 'path' else '[0-9]+'})", escaped)

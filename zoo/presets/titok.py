@@ -8,14 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 
+from zoo.losses.tokens import cross_entropy
 from zoo.models.maskgit_vqgan import MaskGitVqganConfig
 from zoo.models.titok import BASE, LARGE, SMALL, PixelsHead, TiTok, TiTokConfig, ViTConfig
 from zoo.presets import Preset, maskgit_vqgan
 from zoo.presets.outputs import Ids, code_margin, top_margin
-from zoo.presets.rules import CONV, CONV_1X1, LINEAR, PATCH, TOKEN, Rule
+from zoo.presets.rules import CONV, CONV_1X1, LINEAR, PATCH, TOKEN, Rule, layer
 from zoo.quantize.gaussian import DiagonalGaussian, kl_divergence, split_moments
 from zoo.types import Codes
 
@@ -98,10 +98,6 @@ def _blocks(side: str) -> list[Rule]:
     ]
 
 
-def _layer(reference: str, ours: str, layout) -> list[Rule]:
-    return [Rule(f"{reference}.weight", f"{ours}.kernel", layout), Rule(f"{reference}.bias", f"{ours}.bias")]
-
-
 def _side(side: str) -> list[Rule]:
     return [
         Rule(f"{side}.class_embedding", f"{side}.class_token"),
@@ -117,17 +113,17 @@ RULES = [
     Rule("latent_tokens", "latent_tokens"),
     Rule("quantize.embedding.weight", "quantize.codebook"),
     Rule("quantize.embed_prob", "quantize.embed_prob"),
-    *_layer("encoder.patch_embed", "encoder.patch_embed.proj", PATCH),
-    *_layer("encoder.conv_out", "encoder.project", CONV_1X1),
+    *layer("encoder.patch_embed", "encoder.patch_embed.proj", PATCH),
+    *layer("encoder.conv_out", "encoder.project", CONV_1X1),
     *_side("encoder"),
     Rule("decoder.mask_token", "decoder.mask_token", TOKEN),
-    *_layer("decoder.decoder_embed", "decoder.embed_latents", LINEAR),
-    *_layer("decoder.text_guidance_proj", "decoder.embed_text", LINEAR),
+    *layer("decoder.decoder_embed", "decoder.embed_latents", LINEAR),
+    *layer("decoder.text_guidance_proj", "decoder.embed_text", LINEAR),
     Rule("decoder.text_guidance_positional_embedding", "decoder.text_positions"),
     *_side("decoder"),
-    *_layer("decoder.ffn.0", "decoder.head.up", CONV_1X1),  # codes head
-    *_layer("decoder.ffn.2", "decoder.head.out", CONV_1X1),
-    *_layer("decoder.conv_out", "decoder.head.conv", CONV),  # pixels head
+    *layer("decoder.ffn.0", "decoder.head.up", CONV_1X1),  # codes head
+    *layer("decoder.ffn.2", "decoder.head.out", CONV_1X1),
+    *layer("decoder.conv_out", "decoder.head.conv", CONV),  # pixels head
     Rule("pixel_quantize.embedding.weight", "pixel_decoder.codebook"),
     *maskgit_vqgan.half_rules("pixel_decoder.decoder.", "pixel_decoder."),
 ]
@@ -137,7 +133,7 @@ def rules(config: TiTokConfig) -> list[Rule]:
     """The two heads use the same reference names for different layers."""
     if config.legacy:
         return RULES
-    return [*_layer("decoder.ffn.0", "decoder.head.out", CONV_1X1), *RULES]
+    return [*layer("decoder.ffn.0", "decoder.head.out", CONV_1X1), *RULES]
 
 
 def _vit(size: str, patch: int) -> ViTConfig:
@@ -217,7 +213,7 @@ def _train_loss(module: TiTok, case: dict[str, Any], io: dict[str, np.ndarray]) 
     quantizer_loss = beta * quantized.losses["commitment"] + quantized.losses["codebook"]
     if module.config.legacy:
         labels = jnp.asarray(io["target_codes"]).reshape(out.shape[:-1])
-        return optax.losses.softmax_cross_entropy_with_integer_labels(out, labels).mean() + quantizer_loss
+        return cross_entropy(out, labels).mean() + quantizer_loss
     return jnp.mean((x - out) ** 2) + quantizer_loss
 
 
@@ -273,7 +269,7 @@ def outputs(module: TiTok, case: dict[str, Any], io: dict[str, np.ndarray]) -> d
         logits = out["logits"]
         margin = top_margin(jnp.moveaxis(logits, 1, -1))
         labels = jnp.asarray(io["target_codes"]).reshape(decoded.shape[:-1])
-        ce = optax.losses.softmax_cross_entropy_with_integer_labels(decoded, labels).mean()
+        ce = cross_entropy(decoded, labels).mean()
         out |= {"pixel_token_argmax": Ids(jnp.argmax(logits, 1), margin), "ce_loss": ce}
         return out | {"logits_from_tokens": jnp.moveaxis(decoded, -1, 1)}
     return out | {"image_from_tokens": decoded}
