@@ -20,8 +20,9 @@ the first 315 at a rate of 2e-2. They reach 21.1 dB on 28 photos of sources they
 
 from zoo import presets
 from zoo.data.loader import DataConfig
+from zoo.optim import Optimizer
 from zoo.recipes.reconstruction import Reconstruction
-from zoo.train import Optimizer, TrainConfig
+from zoo.train import TrainConfig
 
 
 def get_config() -> TrainConfig:

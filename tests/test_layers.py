@@ -12,12 +12,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ZOO = ROOT / "zoo"
 LAYERS = (
-    "types errors sharding config",
+    "types errors sharding config optim",
     "nn quantize losses data metrics text vocabulary pictures",
     "models",
     "tokenizer presets convert checkpoint",
-    "hub pretrained elastic recipes tables",
-    "train step runlog launch finish evaluate export parity parity_blocks bench quickstart",
+    "hub pretrained networks elastic recipes tables",
+    "train published step runlog launch finish evaluate export parity parity_blocks parity_training bench quickstart",
     "cli commands",
 )
 LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts.split()}

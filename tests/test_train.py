@@ -23,10 +23,11 @@ from zoo.data.loader import DataConfig
 from zoo.errors import DataError, InputError, TrainingError
 from zoo.launch import main as zoo_train
 from zoo.models.titok import TiTokConfig, ViTConfig
+from zoo.optim import Optimizer
 from zoo.pretrained import load
 from zoo.recipes.reconstruction import Reconstruction
 from zoo.step import Program
-from zoo.train import MeshConfig, Optimizer, TrainConfig, train
+from zoo.train import MeshConfig, TrainConfig, train
 
 VIT = ViTConfig(width=16, depth=2, heads=2, patch=16)
 MODEL = TiTokConfig(encoder=VIT, decoder=VIT, tokens=4, code_dim=4, vocab_size=16, image_size=32, narrow=True)
@@ -126,7 +127,7 @@ def test_compiles_once_and_never_syncs():
     with jax.transfer_guard("disallow"), jax.log_compiles(False):
         for batch in data[1:]:
             state, _ = program.step(state, batch)
-    assert program.step._cache_size() == 1
+    assert program.jit_step._cache_size() == 1
 
 
 def test_step_lowers_for_tpu_and_cuda():
@@ -134,7 +135,7 @@ def test_step_lowers_for_tpu_and_cuda():
     program = Program(CONFIG, mesh)
     batch = {"image": jax.ShapeDtypeStruct((8, 32, 32, 3), jnp.uint8, sharding=sharding.batch_sharding(mesh))}
     for platform in ("tpu", "cuda"):
-        exported = jax.export.export(program.step, platforms=[platform])(program.target, batch)
+        exported = jax.export.export(program.jit_step, platforms=[platform])(program.target, batch, program.frozen)
         assert exported.nr_devices == 8
 
 
@@ -144,13 +145,18 @@ def test_bfloat16_keeps_float32_state():
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype(jnp.float32)}
     reference = run_steps(CONFIG, sharding.make_mesh(1), n=1)[1]
     np.testing.assert_allclose(metrics[0]["l2"], reference[0]["l2"], rtol=2e-2)
-    text = str(jax.make_jaxpr(program._step)(state, batches(1)[0]))
+    text = str(jax.make_jaxpr(program._step)(state, batches(1)[0], {}))
     assert "bf16" in text
 
 
 def test_a_bad_step_changes_nothing():
     mesh = sharding.make_mesh(1)
-    program = Program(CONFIG, mesh, perceptual=lambda x, y: jnp.where(jnp.mean(x) > 0.6, jnp.nan, 0.0))
+
+    class Fragile(Reconstruction):
+        def terms(self, nets, x, *rest):
+            return super().terms(nets, x, *rest) | {"bad": (1.0, jnp.where(jnp.mean(x) > 0.6, jnp.nan, 0.0))}
+
+    program = Program(dataclasses.replace(CONFIG, recipe=Fragile(model=MODEL)), mesh)
     state = program.init()
     good, bad = batches(1)[0], {"image": np.full((8, 32, 32, 3), 250, np.uint8)}
     state, _ = program.step(state, sharding.put_batch(mesh, good))
@@ -286,13 +292,13 @@ def test_bad_settings_end_in_one_line(config, tmp_path, capsys):
 def write_config(folder, config):
     """A config file whose get_config() returns `config`."""
     path = folder / "config_under_test.py"
-    names = "TrainConfig, Optimizer, MeshConfig"
     path.write_text(
         textwrap.dedent(f"""
         from zoo.data.loader import DataConfig
         from zoo.models.titok import TiTokConfig, ViTConfig
         from zoo.recipes.reconstruction import Reconstruction
-        from zoo.train import {names}
+        from zoo.optim import Optimizer
+        from zoo.train import MeshConfig, TrainConfig
 
         def get_config():
             return {config!r}

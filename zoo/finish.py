@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,23 @@ from zoo.pretrained import info, save
 from zoo.tokenizer import Tokenizer
 
 
-def finish(tokenizer: Tokenizer, config: Any, heldout: Source, workdir: Path) -> dict[str, Any]:
+def finish(tokenizer: Tokenizer, view: Tokenizer, config: Any, heldout: Source, workdir: Path) -> dict[str, Any]:
     """Writes workdir/eval (metrics.json, items.csv, worst.png) and workdir/release, and returns the metrics.
 
-    A release is meant for others: of paths it keeps the last part, and a fine-tuned one keeps its first licence.
+    `view` is what is measured: the tokenizer itself where it turns images into images. A release is meant for others:
+    of paths it keeps the last part, and a fine-tuned one keeps its first licence.
     """
-    metrics = evaluate(tokenizer, heldout, workdir / "eval", batch_size=8)
-    eval_path = config.data.eval_path and Path(config.data.eval_path).name
-    data = dataclasses.replace(config.data, path=Path(config.data.path).name, eval_path=eval_path)
-    init = config.init and Path(config.init).name
-    about: dict[str, Any] = {"steps": config.steps, "metrics": metrics, "source": {"init": init, "data": data.path}}
-    about["train"] = to_json(dataclasses.replace(config, data=data, init=init))
+    metrics = evaluate(view, heldout, workdir / "eval", batch_size=8)
+    about: dict[str, Any] = {"steps": config.steps, "metrics": metrics, "train": _without_folders(to_json(config))}
+    about["source"] = {"init": about["train"]["init"], "data": about["train"]["data"]["path"]}
     if config.init and (licence := info(config.init).get("licence")):
         about["licence"] = licence
     save(tokenizer, workdir / "release", **about)
     return metrics
+
+
+def _without_folders(tree: Any) -> Any:
+    """Paths to files and folders become their last part."""
+    if isinstance(tree, dict):
+        return {key: _without_folders(value) for key, value in tree.items()}
+    return Path(tree).name if isinstance(tree, str) and os.sep in tree else tree

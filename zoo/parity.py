@@ -20,6 +20,7 @@ from zoo import presets
 from zoo.convert import from_reference, read_weights
 from zoo.errors import DataError
 from zoo.parity_blocks import BLOCKS, KINKED
+from zoo.parity_training import TRAINING
 from zoo.presets.outputs import Ids
 
 # Error = max |a - b| / max(max |b|, 1e-6); gradients: |a - b| / |b| in L2. Never loosened for one test.
@@ -67,7 +68,7 @@ def compute(case: dict[str, Any], io: dict[str, np.ndarray], folder: Path) -> di
     """
     if float64():
         io = _double(io)
-    if block := BLOCKS.get(case["kind"]):
+    if block := (BLOCKS | TRAINING).get(case["kind"]):
         weights = dict(read_weights(folder / "weights.safetensors"))
         with jax.default_matmul_precision("highest"):
             return block(case, io, weights) | _kinked_gradients(case, io, weights)

@@ -17,12 +17,12 @@ from zoo.metrics.fid import FeatureStatistics, InceptionScore, frechet_distance
 from zoo.nn.convnext import ConvNeXt, ConvNeXtConfig, logits_distance, squash
 from zoo.nn.discriminators import BlurDiscriminator
 from zoo.nn.lpips import LPIPS
+from zoo.optim import ema_decay, warmup_cosine
 from zoo.presets import networks
 from zoo.presets.outputs import Ids, code_margin
 from zoo.presets.rules import Rule
 from zoo.quantize.gaussian import DiagonalGaussian, kl_divergence, split_moments
 from zoo.quantize.vq import VQ
-from zoo.step import ema_decay, warmup_cosine
 
 Arrays = Mapping[str, Any]
 VQ_RULES = [Rule("embedding.weight", "codebook"), Rule("embed_prob", "embed_prob")]
@@ -101,7 +101,7 @@ def discriminator(case: dict[str, Any], io: Arrays, weights: Arrays) -> dict[str
     def loss(params: Any, real: jax.Array, fake: jax.Array) -> Any:
         net: Any = nnx.merge(graph, params)
         logits = net(real), net(fake)
-        parts = adversarial.hinge(*logits), adversarial.lecam(*logits, averages)[0]
+        parts = adversarial.hinge(*logits), adversarial.lecam(*logits, averages)
         return parts[0] + about["lecam_weight"] * parts[1], (logits, parts)
 
     @jax.jit
@@ -193,7 +193,7 @@ def loss_functions(case: dict[str, Any], io: Arrays, weights: Arrays) -> dict[st
     quantizer = about["quantizer_weight"] * jnp.sum(x["stage1_quantizer_losses"])
     return {
         "hinge_d_loss": adversarial.hinge(real, fake),
-        "lecam_loss": adversarial.lecam(real, fake, x["ema_real_fake"])[0],
+        "lecam_loss": adversarial.lecam(real, fake, x["ema_real_fake"]),
         "mlm_loss": mlm[0],
         "mlm_correct_tokens": mlm[1],
         "ar_loss": ar[0],

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import optax
-import optax.contrib
 from flax import nnx
 
 from zoo import sharding
 from zoo.metrics import codebook
+from zoo.optim import ema_decay
 from zoo.recipes import Aux
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 class TrainState:
     """Everything a run needs to go on. `params`, `rest` and `opt` are dicts over nets; `ema` is the tokenizer's.
 
-    counts: code use [q, k] since the last log line. bad_step: the first step that was not finite, or -1.
+    counts: code use [q, k] since the last log line; [1, 1] without codes. bad_step: the first step that was not finite,
+    or -1.
     """
 
     step: jax.Array
@@ -42,58 +43,6 @@ class TrainState:
     bad_step: jax.Array
 
 
-def schedule(config: TrainConfig) -> optax.Schedule:
-    """The learning rate of a run."""
-    return warmup_cosine(config.optim.lr, config.optim.end_lr, config.optim.warmup, config.steps)
-
-
-def warmup_cosine(lr: float, end_lr: float, warmup: int, steps: int) -> optax.Schedule:
-    """Linear from 0 to `lr` over `warmup` steps, then a cosine to `end_lr` at `steps`, and no further."""
-    return optax.warmup_cosine_decay_schedule(0.0, lr, min(warmup, steps - 1), steps, end_lr)
-
-
-def ema_decay(update: Any, decay: float) -> jax.Array:
-    """Decay of the average at its update 0, 1, ...: min(decay, (1 + u) / (10 + u)), but the first one copies."""
-    update = jnp.asarray(update)
-    return jnp.where(update > 0, jnp.minimum(decay, (1 + update) / (10 + update)), 0.0)
-
-
-def optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """Clipping, then the optimizer on the schedule."""
-    o, rate = config.optim, schedule(config)
-
-    def name_of(path: Any) -> str:
-        return jax.tree_util.keystr(path, simple=True, separator=".")
-
-    def decays(params: Any) -> Any:
-        def decay(path: Any, _: Any) -> bool:
-            return name_of(path).endswith("kernel") and "embed" not in name_of(path)
-
-        return jax.tree_util.tree_map_with_path(decay, params)
-
-    def matrices(params: Any) -> Any:
-        """Axes of the stacked kernels [layer, in, out]; None is left to AdamW."""
-
-        def axes(path: Any, leaf: Any) -> Any:
-            inside = "blocks" in name_of(path) and name_of(path).endswith("kernel")
-            return optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1) if inside else None
-
-        return jax.tree_util.tree_map_with_path(axes, params)
-
-    if o.name == "muon":
-        tx = optax.contrib.muon(
-            rate,
-            adam_b1=o.betas[0],
-            adam_b2=o.betas[1],
-            adam_learning_rate=lambda step: o.adam_share * rate(step),
-            weight_decay=o.weight_decay,
-            muon_weight_dimension_numbers=matrices,
-        )
-    else:
-        tx = optax.adamw(rate, *o.betas, weight_decay=o.weight_decay, mask=decays)
-    return optax.chain(optax.clip_by_global_norm(o.clip), tx)
-
-
 def accumulated(grad: Callable[..., Any], params: Any, batch: Any, key: jax.Array, parts: int) -> Any:
     """((loss, aux), gradients) over `parts` micro-batches: means of losses, metrics and gradients, sums of stats.
 
@@ -103,15 +52,21 @@ def accumulated(grad: Callable[..., Any], params: Any, batch: Any, key: jax.Arra
         return grad(params, batch, key)
     micro = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
 
-    def body(total: Any, item: Any) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, grad(params, *item)), None
+    def one(item: Any) -> Any:
+        (loss, aux), grads = grad(params, *item)
+        return (loss, aux.metrics, grads, aux.stats), aux.outputs
+
+    def body(total: Any, item: Any) -> tuple[Any, Any]:
+        sums, outputs = one(item)
+        return jax.tree.map(jnp.add, total, sums), outputs
 
     keys = jax.random.split(key, parts)
     first = jax.tree.map(lambda x: x[0], (micro, keys))
-    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(grad, params, *first))
-    (loss, aux), grads = jax.lax.scan(body, zeros, (micro, keys))[0]
-    loss, metrics, grads = jax.tree.map(lambda x: x / parts, (loss, aux.metrics, grads))
-    return (loss, Aux(metrics, aux.stats)), grads
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(one, first)[0])
+    (*sums, stats), outputs = jax.lax.scan(body, zeros, (micro, keys))
+    loss, metrics, grads = jax.tree.map(lambda x: x / parts, tuple(sums))
+    outputs = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), outputs)
+    return (loss, Aux(metrics, stats, outputs)), grads
 
 
 class Program:
@@ -121,81 +76,143 @@ class Program:
         init: () -> state.
         step: (state, batch) -> (state, metrics); the state is donated.
         prepare: (state, batch) -> state, see zoo.recipes; the state is donated.
+        jit_step: what `step` calls, with `frozen` as its third argument.
         target: the state's shapes, dtypes and shardings.
-        graphs: net -> graph definition, to merge parameters into modules.
+        frozen: the arrays of the nets that are not trained; only their shapes if they were not given.
     """
 
-    def __init__(self, config: TrainConfig, mesh: jax.sharding.Mesh, *, perceptual: Any = None):
+    def __init__(self, config: TrainConfig, mesh: jax.sharding.Mesh, frozen: dict[str, nnx.Module] | None = None):
         self.config, self.recipe = config, config.recipe
-        self.tx = optimizer(config)
-        self.losses = config.recipe.losses(perceptual)
+        optimizers = self.recipe.optimizers(config.optim, config.steps)
+        self.tx = {net: optim.build(steps) for net, (optim, steps) in optimizers.items()}
+        self.losses = self.recipe.losses()
         self.key = jax.random.key(config.seed)
         nets = nnx.eval_shape(lambda: self._build(jax.random.key(0)))
-        self.graphs = {net: nnx.split(module, nnx.Param, ...)[0] for net, module in nets.items()}
+        self.graphs = {net: nnx.split(module)[0] for net, module in nets.items()}
         self.vocab_sizes = nets["tokenizer"].spec.vocab_sizes
+        helpers = {} if frozen is None else dict(frozen)
+        if frozen is None:
+            for net, helper in self.recipe.frozen().items():
+                helpers[net] = nnx.eval_shape(lambda build=helper.build: build(nnx.Rngs(0)))
+        self._place(mesh, {net: nnx.split(module) for net, module in helpers.items()}, abstract=frozen is None)
+
+    def _place(self, mesh: jax.sharding.Mesh, frozen: dict[str, tuple[Any, Any]], *, abstract: bool) -> None:
+        """Decides where every array lives, and wraps what is compiled."""
+        self.graphs |= {net: graph for net, (graph, _) in frozen.items()}
+        arrays = {net: nnx.to_pure_dict(state) for net, (_, state) in frozen.items()}
+        frozen_at = sharding.fsdp(mesh, arrays)
+        put = sharding.with_shardings if abstract else jax.device_put
+        self.frozen = put(arrays, frozen_at)
         shapes = jax.eval_shape(self._create)
         where, batch_at = sharding.fsdp(mesh, shapes), sharding.batch_sharding(mesh)
         self.target = sharding.with_shardings(shapes, where)
         self.init = jax.jit(self._create, out_shardings=where)
-        options: dict[str, Any] = {"donate_argnums": 0, "in_shardings": (where, batch_at)}
-        self.step = jax.jit(self._step, out_shardings=(where, None), **options)
-        self.prepare = jax.jit(self._prepare, out_shardings=where, **options)
+        options: dict[str, Any] = {"donate_argnums": 0, "in_shardings": (where, batch_at, frozen_at)}
+        self.jit_step = jax.jit(self._step, out_shardings=(where, None), **options)
+        self.jit_prepare = jax.jit(self._prepare, out_shardings=where, **options)
+
+    def step(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        return self.jit_step(state, batch, self.frozen)
+
+    def prepare(self, state: TrainState, batch: Any) -> TrainState:
+        return self.jit_prepare(state, batch, self.frozen)
 
     def _build(self, key: jax.Array) -> dict[str, Any]:
         dtype = None if self.config.dtype == "float32" else jnp.dtype(self.config.dtype)
         return self.recipe.build(dtype=dtype, rngs=nnx.Rngs(key))
 
     def _create(self) -> TrainState:
-        parts = {net: nnx.split(module, nnx.Param, ...)[1:] for net, module in self._build(self.key).items()}
-        params = {net: nnx.to_pure_dict(p) for net, (p, _) in parts.items()}
+        return self.state_of(self._build(self.key))
+
+    def state_of(self, nets: dict[str, Any]) -> TrainState:
+        """The state before the first step, of modules."""
+        parts = {net: self.split(net, module) for net, module in nets.items()}
+        params = {net: p for net, (p, _) in parts.items()}
         return TrainState(
             step=jnp.int32(0),
             params=params,
-            rest={net: nnx.to_pure_dict(r) for net, (_, r) in parts.items()},
-            opt={net: self.tx.init(p) for net, p in params.items()},
+            rest={net: r for net, (_, r) in parts.items()},
+            opt={net: self.tx[net].init(p) for net, p in params.items()},
             ema=jax.tree.map(jnp.copy, params["tokenizer"]),
-            counts=jnp.zeros((len(self.vocab_sizes), max(self.vocab_sizes, default=0)), jnp.int32),
+            counts=jnp.zeros((max(1, len(self.vocab_sizes)), max(self.vocab_sizes, default=1)), jnp.int32),
             bad_step=jnp.int32(-1),
         )
 
-    def _merge(self, params: Any, rest: Any) -> dict[str, Any]:
-        return {net: nnx.merge(self.graphs[net], params[net], rest[net]) for net in params}
+    def split(self, net: str, module: nnx.Module) -> tuple[Any, Any]:
+        """The arrays of a module as nested dicts: those that are trained, and all others."""
 
-    def _gradients(self, net: str, state: TrainState, params: Any, batch: Any, key: jax.Array) -> Any:
+        def trained(path: Any, value: Any) -> bool:
+            return isinstance(value, nnx.Param) and self.recipe.trains(net, ".".join(map(str, path)))
+
+        _, params, rest = nnx.split(module, trained, ...)
+        return nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
+
+    def merge(self, params: Any, rest: Any, frozen: Any) -> dict[str, Any]:
+        """All nets as modules."""
+        nets = {net: nnx.merge(self.graphs[net], params[net], rest[net]) for net in params}
+        return nets | {net: nnx.merge(self.graphs[net], arrays) for net, arrays in frozen.items()}
+
+    def _gradients(self, net: str, state: TrainState, batch: Any, key: jax.Array, frozen: Any) -> Any:
         def loss(mine: Any, micro: Any, key: jax.Array) -> Any:
-            return self.losses[net](self._merge(params | {net: mine}, state.rest), micro, key, state.step)
+            nets = self.merge(state.params | {net: mine}, state.rest, frozen)
+            return self.losses[net](nets, micro, key, state.step)
 
         grad = jax.value_and_grad(loss, has_aux=True)
-        return accumulated(grad, params[net], batch, key, self.config.accumulate)
+        return accumulated(grad, state.params[net], batch, key, self.config.accumulate)
 
-    def _step(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
-        params, opt, metrics, counts = dict(state.params), dict(state.opt), {}, state.counts
-        key, finite = jax.random.fold_in(self.key, state.step), jnp.bool(True)
+    def _update(self, net: str, state: TrainState, batch: Any, key: jax.Array, frozen: Any) -> Any:
+        """(parameters, rest, optimizer state) of one net after its step, its metrics, and its aux."""
+        (loss, aux), grads = self._gradients(net, state, batch, key, frozen)
+        nets = self.merge(state.params, state.rest, frozen)
+        self.recipe.advance(net, nets, aux)
+        params, rest = self.split(net, nets[net])
+        updates, opt = self.tx[net].update(grads, state.opt[net], params)
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **aux.metrics}
+        return (optax.apply_updates(params, updates), rest, opt), metrics, aux
+
+    def _update_if(self, active: jax.Array | None, net: str, state: TrainState, *rest: Any) -> Any:
+        """As `_update`; where the net is not active, nothing changes and its metrics are 0."""
+        if active is None:
+            return self._update(net, state, *rest)
+
+        def update() -> Any:
+            return self._update(net, state, *rest)
+
+        def skip() -> Any:
+            zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(update)[1:])
+            return (state.params[net], state.rest[net], state.opt[net]), *zeros
+
+        return jax.lax.cond(active, update, skip)
+
+    def _step(self, state: TrainState, batch: Any, frozen: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        new, metrics, finite = dataclasses.replace(state), {}, jnp.bool(True)
+        key = jax.random.fold_in(self.key, state.step)
         for i, net in enumerate(self.losses):
-            (loss, aux), grads = self._gradients(net, state, params, batch, jax.random.fold_in(key, i))
-            updates, opt[net] = self.tx.update(grads, opt[net], params[net])
-            params[net] = optax.apply_updates(params[net], updates)
-            norm = optax.tree.norm(grads)
-            finite &= jnp.isfinite(loss) & jnp.isfinite(norm)
+            active = self.recipe.active(net, state.step)
+            parts, values, aux = self._update_if(active, net, new, batch, jax.random.fold_in(key, i), frozen)
+            new.params, new.rest, new.opt = (
+                old | {net: part} for old, part in zip((new.params, new.rest, new.opt), parts, strict=True)
+            )
+            batch = batch | aux.outputs
+            finite &= jnp.isfinite(values["loss"]) & jnp.isfinite(values["grad_norm"])
             prefix = "" if net == "tokenizer" else f"{net}/"
-            metrics |= {f"{prefix}{k}": v for k, v in {"loss": loss, "grad_norm": norm, **aux.metrics}.items()}
+            metrics |= {f"{prefix}{name}": value for name, value in values.items()}
             if "counts" in aux.stats:
-                counts = jnp.where(state.step % self.config.log_every == 0, 0, counts) + aux.stats["counts"]
+                new.counts = jnp.where(state.step % self.config.log_every == 0, 0, state.counts) + aux.stats["counts"]
         if self.vocab_sizes:
-            metrics["usage"] = jnp.mean(codebook.usage(counts, self.vocab_sizes))
-            metrics["perplexity"] = jnp.mean(codebook.perplexity(counts))
+            metrics["usage"] = jnp.mean(codebook.usage(new.counts, self.vocab_sizes))
+            metrics["perplexity"] = jnp.mean(codebook.perplexity(new.counts))
         decay = ema_decay(state.step, self.config.ema)
-        ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema, params["tokenizer"])
-        new = TrainState(state.step, params, state.rest, opt, ema, counts, state.bad_step)
+        new.ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema, new.params["tokenizer"])
         good = finite & (state.bad_step < 0)
         new = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, state)
         bad_step = jnp.where(good | (state.bad_step >= 0), state.bad_step, state.step)
         return dataclasses.replace(new, step=state.step + 1, bad_step=bad_step), metrics
 
-    def _prepare(self, state: TrainState, batch: Any) -> TrainState:
-        nets = self._merge(state.params, state.rest)
+    def _prepare(self, state: TrainState, batch: Any, frozen: Any) -> TrainState:
+        nets = self.merge(state.params, state.rest, frozen)
         self.recipe.prepare(nets, batch, jax.random.fold_in(self.key, state.step), state.step, state.counts)
-        params = {net: nnx.to_pure_dict(nnx.state(module, nnx.Param)) for net, module in nets.items()}
+        params = {net: self.split(net, nets[net])[0] for net in state.params}
         # The average of a replaced value follows at once: what it averaged before meant something else.
         changed = jax.tree.map(jnp.not_equal, params["tokenizer"], state.params["tokenizer"])
         ema = jax.tree.map(jnp.where, changed, params["tokenizer"], state.ema)

@@ -26,38 +26,17 @@ from zoo.config import to_json
 from zoo.data.loader import DataConfig, eval_batches, open_sources, train_batches
 from zoo.errors import InputError, TrainingError
 from zoo.finish import finish
+from zoo.optim import Optimizer
 from zoo.pretrained import load
+from zoo.recipes import UNTRAINED
+from zoo.recipes.gan import Gan
+from zoo.recipes.proxy_codes import ProxyCodes
 from zoo.recipes.reconstruction import Reconstruction
 from zoo.runlog import RunLog
-from zoo.step import Program, TrainState, schedule
+from zoo.step import Program, TrainState
 from zoo.tokenizer import Tokenizer
 
 AHEAD = 2  # steps that the host may queue beyond the one that runs
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Optimizer:
-    """Linear warm-up and cosine decay. Weight decay spares biases, norms, embeddings and codebooks.
-
-    Attributes:
-        name: "adamw", or "muon" (Jordan et al. 2024) for the matrices inside transformer blocks and AdamW at
-            `adam_share` of the rate for all other leaves.
-        lr: peak learning rate.
-        end_lr: at the last step.
-        warmup: steps from 0 to lr.
-        betas: of Adam.
-        weight_decay: decoupled.
-        clip: global gradient norm.
-    """
-
-    name: Literal["adamw", "muon"] = "adamw"
-    lr: float = 1e-4
-    adam_share: float = 0.15
-    end_lr: float = 1e-5
-    warmup: int = 1000
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 1e-4
-    clip: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,16 +62,17 @@ class TrainConfig:
         steps: of the optimizer.
         optim: optimizer and schedule.
         mesh: devices.
-        init: preset or release folder to start from; its model replaces recipe.model.
+        init: preset or release folder to start from; its model replaces recipe.model. "untrained": none, in a recipe
+            that asks for one.
         dtype: of matmuls and convolutions; parameters, losses, norms and quantizers are float32.
         accumulate: micro-batches per step.
-        ema: decay of the averaged parameters that become the release; see zoo.step.ema_decay.
+        ema: decay of the averaged parameters that become the release; see zoo.optim.ema_decay.
         log_every, save_every, picture_every: steps; picture_every 0: none.
         keep: checkpoints.
         seed: of parameters and training noise.
     """
 
-    recipe: Reconstruction
+    recipe: Reconstruction | ProxyCodes | Gan
     data: DataConfig = DataConfig()
     steps: int
     optim: Optimizer = Optimizer()
@@ -108,13 +88,12 @@ class TrainConfig:
     seed: int = 0
 
 
-def train(config: TrainConfig, workdir: str | Path, *, perceptual: Any = None) -> dict[str, Any]:
+def train(config: TrainConfig, workdir: str | Path) -> dict[str, Any]:
     """Trains, or goes on with what `workdir` holds, and ends with workdir/release.
 
     Args:
         config: the run.
         workdir: config.json, metrics.jsonl, checkpoints/, tensorboard/, pictures/, eval/ and release/ go here.
-        perceptual: a function (x, x_hat) -> scalar on images in the model's range, instead of recipe.perceptual.
 
     Returns:
         The held-out metrics of zoo.evaluate.
@@ -132,7 +111,8 @@ def train(config: TrainConfig, workdir: str | Path, *, perceptual: Any = None) -
             f"data.batch_size {config.data.batch_size} over {mesh.size} devices and {config.accumulate} micro-batches; "
             f"give a multiple of {mesh.size * config.accumulate}"
         )
-    program = Program(config, mesh, perceptual=perceptual)
+    frozen = {net: helper.load() for net, helper in config.recipe.frozen().items()}
+    program = Program(config, mesh, frozen)
     log = RunLog(workdir, config)
     checkpoints = Checkpoints(workdir / "checkpoints", config.keep)
     restored = checkpoints.restore_latest(program.target)
@@ -145,14 +125,14 @@ def train(config: TrainConfig, workdir: str | Path, *, perceptual: Any = None) -
         finally:
             checkpoints.wait()
             log.corrupt(source.corrupt)
-    return finish(tokenizer_of(config, program, state), config, heldout, workdir)
+    return finish(tokenizer_of(config, program, state), view_of(config, program, state), config, heldout, workdir)
 
 
 def _loop(config, program, mesh, state, step, source, log, checkpoints, sample, sigterm) -> TrainState:
     """Steps until the end, logging, drawing and saving on the way."""
     where = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     batches = train_batches(source, config.data, start_step=step, **where)
-    meta = to_json(config)
+    meta, rate = to_json(config), config.optim.schedule(config.steps)
     pending: list[dict[str, jax.Array]] = []
     while step < config.steps:
         batch = sharding.put_batch(mesh, next(batches))
@@ -166,10 +146,10 @@ def _loop(config, program, mesh, state, step, source, log, checkpoints, sample, 
         last = step == config.steps or stopping
         save = step % config.save_every == 0 or last
         if step % config.log_every == 0 or save:
-            log.write(step, check_finite(step, pending), schedule(config), len(source.corrupt))
+            log.write(step, check_finite(step, pending), rate, len(source.corrupt))
             pending = []
         if sample is not None and config.picture_every and (step % config.picture_every == 0 or last):
-            log.picture(step, tokenizer_of(config, program, state), sample)
+            log.picture(step, view_of(config, program, state), sample)
         if save:
             checkpoints.save(step, state, meta)
         if stopping:
@@ -197,33 +177,50 @@ def check_finite(step: int, pending: list[dict[str, jax.Array]]) -> list[dict[st
 
 
 def resolve(config: TrainConfig) -> TrainConfig:
-    """Takes the model from `init` and the image size from the model."""
-    recipe = config.recipe
-    if config.init is not None:
-        tokenizer = load(config.init)
-        recipe = dataclasses.replace(recipe, model=tokenizer.module.config, family=tokenizer.family, autoencode_steps=0)
+    """Takes the model from `init` and the image size from the model.
+
+    Raises:
+        InputError: the recipe lacks something.
+    """
+    config.recipe.check(config)
+    recipe, init = config.recipe, None if config.init == UNTRAINED else config.init
+    if init is not None:
+        tokenizer = load(init)
+        recipe: Any = recipe.starting_from(tokenizer.module.config, tokenizer.family)
     data = dataclasses.replace(config.data, image_size=recipe.model.image_size)
-    return dataclasses.replace(config, recipe=recipe, data=data)
+    return dataclasses.replace(config, recipe=recipe, data=data, init=init)
 
 
 def start(config: TrainConfig, program: Program) -> TrainState:
-    """A fresh state, with the parameters of `init` if there is one."""
+    """A fresh state, with the parameters of `init` and those that the recipe has from elsewhere."""
     state = program.init()
-    if config.init is None:
+    given = dict(config.recipe.initial())
+    if config.init is not None:
+        given |= {path: v[...] for path, v in nnx.to_flat_state(nnx.state(load(config.init).module))}
+    if not given:
         return state
-    _, params, rest = nnx.split(load(config.init).module, nnx.Param, ...)
-    target = program.target
-    where = jax.tree.map(lambda a: a.sharding, target)
-    params = jax.device_put(nnx.to_pure_dict(params), where.params["tokenizer"])
-    state.params = state.params | {"tokenizer": params}
-    state.rest = state.rest | {"tokenizer": jax.device_put(nnx.to_pure_dict(rest), where.rest["tokenizer"])}
-    state.ema = jax.tree.map(jnp.copy, params)
+    where = jax.tree.map(lambda a: a.sharding, program.target)
+
+    def filled(path: Any, fresh: jax.Array, at: Any) -> jax.Array:
+        return jax.device_put(given[key], at) if (key := tuple(k.key for k in path)) in given else fresh
+
+    for part in (state.params, state.rest):
+        target = where.params if part is state.params else where.rest
+        part["tokenizer"] = jax.tree_util.tree_map_with_path(filled, part["tokenizer"], target["tokenizer"])
+    state.ema = jax.tree.map(jnp.copy, state.params["tokenizer"])
     return state
 
 
 def tokenizer_of(config: TrainConfig, program: Program, state: TrainState) -> Tokenizer:
     """The averaged tokenizer of a state."""
     module = nnx.merge(program.graphs["tokenizer"], state.ema, state.rest["tokenizer"])
+    return Tokenizer(module, name=config.recipe.family, family=config.recipe.family)
+
+
+def view_of(config: TrainConfig, program: Program, state: TrainState) -> Tokenizer:
+    """What turns images into images with the averaged tokenizer."""
+    frozen = {net: nnx.merge(program.graphs[net], arrays) for net, arrays in program.frozen.items()}
+    module = config.recipe.view(tokenizer_of(config, program, state).module, frozen)
     return Tokenizer(module, name=config.recipe.family, family=config.recipe.family)
 
 

@@ -7,8 +7,9 @@ It learns the mean colours of the image and no more: PSNR rises to about 13 dB.
 
 from zoo.data.loader import DataConfig
 from zoo.models.titok import TiTokConfig, ViTConfig
+from zoo.optim import Optimizer
 from zoo.recipes.reconstruction import Reconstruction
-from zoo.train import Optimizer, TrainConfig
+from zoo.train import TrainConfig
 
 
 def get_config() -> TrainConfig:

@@ -6,10 +6,11 @@ import dataclasses
 import functools
 import threading
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from zoo.data.labels import Labels
 from zoo.data.sources import Resilient, Source, holdout, open_source
 from zoo.data.transforms import eval_transform, resize_shorter, train_transform
 from zoo.errors import DataError, InputError
@@ -29,9 +30,11 @@ class DataConfig:
         image_size: pixels of the square crops.
         batch_size: global, over all processes.
         scale: the shorter edge becomes image_size times a draw from this range before the crop.
+        crop: "random", or "center" as in the evaluation.
         flip: mirrors half of the crops.
         diversify: turns crops and changes their colours, for collections of few sources;
             see `zoo.data.transforms.diversify_photo`.
+        labels: an .npz with more about the items, or None; see `zoo.data.labels.Labels`.
         max_corrupt: share of unreadable items above which a run fails.
         threads: that read and crop; 0 does it between the steps.
         cache_mb: MiB of decoded images kept in memory; 0 decodes every time.
@@ -44,8 +47,10 @@ class DataConfig:
     image_size: int = 256
     batch_size: int = 64
     scale: tuple[float, float] = (1.0, 1.0)
+    crop: Literal["random", "center"] = "random"
     flip: bool = True
     diversify: bool = False
+    labels: str | None = None
     max_corrupt: float = 0.05
     threads: int = 2
     cache_mb: int = 1024
@@ -54,6 +59,8 @@ class DataConfig:
     def __post_init__(self):
         if not 1 <= self.scale[0] <= self.scale[1]:
             raise InputError(f"data.scale is {self.scale}; give (low, high) with 1 <= low <= high")
+        if self.crop == "center" and self.scale != (1.0, 1.0):
+            raise InputError(f"data.scale {self.scale} moves the crop and data.crop is 'center'; set scale to 1 1")
         if min(self.image_size, self.batch_size) < 1:
             raise InputError(f"data.image_size {self.image_size} and batch_size {self.batch_size} must be 1 or more")
 
@@ -82,20 +89,22 @@ class _Prepared:
     def __init__(self, source: Source, size: int, budget: int):
         self._source, self._size, self._free = source, size, budget
         self._lock = threading.Lock()
-        self._cache: dict[int, np.ndarray] = {}
+        self._cache: dict[int, tuple[str, np.ndarray]] = {}
 
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitem__(self, index: int) -> np.ndarray:
+    def __getitem__(self, index: int) -> tuple[str, np.ndarray]:
+        """Name and image."""
         if index in self._cache:
             return self._cache[index]
-        image = resize_shorter(self._source[index]["image"], self._size)
+        item = self._source[index]
+        prepared = item["name"], resize_shorter(item["image"], self._size)
         with self._lock:
-            if image.nbytes <= self._free and index not in self._cache:
-                self._cache[index] = image
-                self._free -= image.nbytes
-        return image
+            if prepared[1].nbytes <= self._free and index not in self._cache:
+                self._cache[index] = prepared
+                self._free -= prepared[1].nbytes
+        return prepared
 
 
 class _Shuffled:
@@ -115,9 +124,21 @@ class _Shuffled:
     def __len__(self) -> int:
         return 2**62
 
-    def __getitem__(self, index: int) -> np.ndarray:
+    def __getitem__(self, index: int) -> tuple[str, np.ndarray]:
         epoch, place = divmod(index, len(self._items))
         return self._items[int(self._order(epoch)[place])]
+
+
+def _open_labels(config: DataConfig, source: Source) -> Labels | None:
+    if config.labels is None:
+        return None
+    labels = Labels(config.labels, source.names)
+    if "ids" in labels and (config.crop == "random" or config.flip or config.diversify):
+        raise InputError(
+            f"the ids in {config.labels} are of whole centre crops; train on those: --data.crop center --data.no-flip "
+            "--data.no-diversify"
+        )
+    return labels
 
 
 def train_batches(
@@ -137,11 +158,13 @@ def train_batches(
         process_count: how many there are; divides config.batch_size.
 
     Returns:
-        An iterator of {"image": uint8 [batch_size / process_count, image_size, image_size, 3]}. Its `close()`
-        ends its threads; they also end with the program.
+        An iterator of {"image": uint8 [batch_size / process_count, image_size, image_size, 3]}, with what the labels
+        add. Its `close()` ends its threads; they also end with the program.
 
     Raises:
-        DataError: on iterating, if too many items are unreadable; at once, if the batch does not divide.
+        DataError: on iterating, if too many items are unreadable; at once, if the batch does not divide or the labels
+            miss an item.
+        InputError: the labels hold ids and the crops would differ from those that were encoded.
     """
     import grain
 
@@ -150,9 +173,15 @@ def train_batches(
     low, high = config.scale
     largest = round(config.image_size * high)
 
-    def crop(image: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    labels = _open_labels(config, source)
+
+    def crop(item: tuple[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        name, image = item
+        if config.crop == "center":
+            image = eval_transform(image, config.image_size)
         how = {"scale": (low, high), "flip": config.flip, "diversify": config.diversify}
-        return {"image": train_transform(image, config.image_size, rng, **how)}
+        cropped = {"image": train_transform(image, config.image_size, rng, **how)}
+        return cropped if labels is None else cropped | labels[name]
 
     items = _Shuffled(_Prepared(source, largest, config.cache_mb << 20), config.seed)
     # random_map comes before the slice: its random numbers belong to the global position

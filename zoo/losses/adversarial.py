@@ -32,9 +32,7 @@ def generator_non_saturating(fake: Float[Array, "*f"]) -> Float[Array, ""]:
     return _mean(jax.nn.softplus(-fake))
 
 
-def lecam(
-    real: Float[Array, "*r"], fake: Float[Array, "*f"], averages: Float[Array, 2]
-) -> tuple[Float[Array, ""], Float[Array, 2]]:
+def lecam(real: Float[Array, "*r"], fake: Float[Array, "*f"], averages: Float[Array, 2]) -> Float[Array, ""]:
     """LeCAM regularisation of a discriminator on little data; Tseng et al. 2021, arXiv:2104.03310.
 
         max(0, mean real - average fake)^2 + max(0, average real - mean fake)^2
@@ -42,13 +40,13 @@ def lecam(
     Args:
         real, fake: logits.
         averages: moving averages of the mean logits, (real, fake), before this step.
-
-    Returns:
-        The loss, and the averages after this step.
     """
-    means = jnp.stack([_mean(real), _mean(fake)])
-    loss = jax.nn.relu(means[0] - averages[1]) ** 2 + jax.nn.relu(averages[0] - means[1]) ** 2
-    return loss, LECAM_DECAY * averages + (1 - LECAM_DECAY) * jax.lax.stop_gradient(means)
+    return jax.nn.relu(_mean(real) - averages[1]) ** 2 + jax.nn.relu(averages[0] - _mean(fake)) ** 2
+
+
+def lecam_averages(averages: Float[Array, 2], real: Float[Array, ""], fake: Float[Array, ""]) -> Float[Array, 2]:
+    """The averages after a step whose mean logits were `real` and `fake`."""
+    return LECAM_DECAY * averages + (1 - LECAM_DECAY) * jnp.stack([real, fake])
 
 
 def _mean(x: Array) -> Array:

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Array, Float
 
 from zoo.errors import InputError, WeightsError
@@ -27,7 +27,7 @@ EPS = 1e-6  # keeps gradients finite where no channel is active; squared norms a
 COMMAND = "python scripts/vgg16_features.py OUT.npz"
 
 
-def vgg16_hed(path: str | os.PathLike[str]) -> Callable[[Array, Array], Array]:
+def vgg16_hed(path: str | os.PathLike[str]) -> FeatureDistance:
     """Reads the VGG16 of HED as a perceptual loss.
 
     Args:
@@ -35,7 +35,7 @@ def vgg16_hed(path: str | os.PathLike[str]) -> Callable[[Array, Array], Array]:
             as scripts/vgg16_features.py writes it. Channel sizes are those of the file.
 
     Returns:
-        A function (x, x_hat) -> float32 scalar; see `FeatureDistance`.
+        A function of (x, x_hat).
 
     Raises:
         WeightsError: the file is missing, damaged, or does not hold these layers.
@@ -70,7 +70,7 @@ def _stages(arrays: dict[str, np.ndarray], path: str) -> list[list[Layer]]:
     return stages
 
 
-class FeatureDistance:
+class FeatureDistance(nnx.Module):
     """VGG16(HED) feature distance between two batches of images, in [0, 2].
 
     The features before each pooling (relu1_2, relu2_2, relu3_3, relu4_3, relu5_3) are scaled to unit length
@@ -88,7 +88,7 @@ class FeatureDistance:
     """
 
     def __init__(self, stages: list[list[Layer]]):
-        self.stages = stages
+        self.stages = nnx.List(nnx.List(nnx.List(map(nnx.Param, layer)) for layer in layers) for layers in stages)
 
     def __call__(self, x: Float[Array, "b h w 3"], x_hat: Float[Array, "b h w 3"]) -> Float[Array, ""]:
         """The distance, float32; the mean over a batch is that of its items.
@@ -111,5 +111,5 @@ class FeatureDistance:
     def features(self, x: Float[Array, "b h w 3"]) -> list[Float[Array, "b h_s w_s c_s"]]:
         """The unit-length features of the five stages; stage s (from 0) has 1 / 2**s of the resolution."""
         y = x[..., ::-1].astype(jnp.float32) * 255 - jnp.array(BGR_MEAN, jnp.float32)
-        stages = vgg16_stages(y, self.stages)
+        stages = vgg16_stages(y, [[(kernel[...], bias[...]) for kernel, bias in layers] for layers in self.stages])
         return [h * jax.lax.rsqrt(jnp.sum(h**2, axis=-1, keepdims=True) + EPS) for h in stages]

@@ -14,6 +14,11 @@ def cross_entropy(logits: Float[Array, "*b k"], ids: Int[Array, "*b"], *, smooth
     return (1 - smoothing) * chosen - smoothing * jnp.mean(log_p, -1)
 
 
+def prediction(logits: Float[Array, "*b k"], ids: Int[Array, "*b"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Mean cross entropy in nats, and how often the most likely id is right."""
+    return jnp.mean(cross_entropy(logits, ids)), jnp.mean(jnp.argmax(logits, -1) == ids)
+
+
 def masked_prediction(
     logits: Float[Array, "b n k"],
     ids: Int[Array, "b n"],
@@ -40,9 +45,8 @@ def masked_prediction(
 
 
 def next_token(logits: Float[Array, "b m k"], ids: Int[Array, "b n"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Mean cross entropy in nats and accuracy of logits that predict ids 0..n-1; further logits do not count."""
-    logits = logits[:, : ids.shape[1]]
-    return jnp.mean(cross_entropy(logits, ids)), jnp.mean(jnp.argmax(logits, -1) == ids)
+    """`prediction` by the logits for ids 0..n-1; further logits do not count."""
+    return prediction(logits[:, : ids.shape[1]], ids)
 
 
 def random_order_probability(step: Int[Array, "*b"], start: int, end: int) -> Float[Array, "*b"]:

@@ -211,7 +211,7 @@ class Decoder(nnx.Module):
         self.positions = config.table(self.grid**2 + 1, vit.width, rngs=rngs)
         self.latent_positions = config.table(config.tokens, vit.width, rngs=rngs)
         if config.text:
-            self.embed_text = linear(config.text[1], vit.width, init=init, dtype=dtype, rngs=rngs)
+            self.project_text = linear(config.text[1], vit.width, init=init, dtype=dtype, rngs=rngs)
             self.text_positions = config.table(config.text[0], vit.width, rngs=rngs)
         self.ln_pre = layer_norm(vit.width, rngs=rngs)
         self.blocks = _blocks(config, vit, init, dtype=dtype, rngs=rngs)
@@ -230,7 +230,7 @@ class Decoder(nnx.Module):
             self.embed_latents(z) + self.latent_positions[...],
         ]
         if text is not None:
-            parts.append(self.embed_text(text) + self.text_positions[...])
+            parts.append(self.project_text(text) + self.text_positions[...])
         return self.ln_pre(jnp.concatenate(parts, 1))
 
     def read_out(self, h: Float[Array, "b t d"]) -> Float[Array, "b n d"]:

@@ -68,14 +68,18 @@ def _conv(channels_in: int, channels: int, side: int, *, dtype=None, rngs: nnx.R
 
 
 def halve_blurred(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-    """Every second pixel after a 4x4 binomial blur; the odd row and column of padding go to the end."""
-    taps = np.array([1, 3, 3, 1]) / 8
-    kernel = jnp.asarray(np.outer(taps, taps), x.dtype)[..., None, None]
-    kernel = jnp.broadcast_to(kernel, (4, 4, 1, x.shape[-1]))
-    numbers = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(
-        x, kernel, (2, 2), "SAME", dimension_numbers=numbers, feature_group_count=x.shape[-1]
-    )
+    """Every second pixel after a 4x4 binomial blur; the odd row and column of padding go to the end.
+
+    Sums of shifted pixels: the gradient of a depthwise convolution took 60 times as long on a CPU.
+    """
+    for axis in (1, 2):
+        size = -(-x.shape[axis] // 2)
+        missing = 2 * (size - 1) + 4 - x.shape[axis]
+        padding = [(missing // 2, missing - missing // 2) if a == axis else (0, 0) for a in range(4)]
+        padded = jnp.pad(x, padding)
+        a, b, c, d = (jax.lax.slice_in_dim(padded, i, i + 2 * size - 1, 2, axis) for i in range(4))
+        x = (a + 3 * b + 3 * c + d) / 8
+    return x
 
 
 def adaptive_max_pool(x: Float[Array, "b h w c"], side: int) -> Float[Array, "b side side c"]:

@@ -118,7 +118,7 @@ RULES = [
     *_side("encoder"),
     Rule("decoder.mask_token", "decoder.mask_token", TOKEN),
     *layer("decoder.decoder_embed", "decoder.embed_latents", LINEAR),
-    *layer("decoder.text_guidance_proj", "decoder.embed_text", LINEAR),
+    *layer("decoder.text_guidance_proj", "decoder.project_text", LINEAR),
     Rule("decoder.text_guidance_positional_embedding", "decoder.text_positions"),
     *_side("decoder"),
     *layer("decoder.ffn.0", "decoder.head.up", CONV_1X1),  # codes head

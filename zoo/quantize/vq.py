@@ -72,6 +72,7 @@ class VQ(nnx.Module):
             self.embed_prob = CodebookState(jnp.zeros(vocab_size))
         self.vocab_size = vocab_size
         self.l2_norm = l2_norm
+        self.clustering = clustering
 
     def _normalize(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         x = full_precision(x)

@@ -1,0 +1,79 @@
+"""Networks that others published and that losses and metrics need: from their files, names and shapes checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from flax import nnx
+
+from zoo.convert import filled
+from zoo.errors import WeightsError
+from zoo.nn.convnext import ConvNeXt, ConvNeXtConfig
+from zoo.nn.lpips import LPIPS
+from zoo.nn.vgg import CONVS_PER_STAGE
+from zoo.presets import networks
+from zoo.presets.rules import Rule
+from zoo.pretrained import read_published
+
+Network = TypeVar("Network", bound=nnx.Module)
+LPIPS_FILES = "vgg16-397923af.pth of torchvision and vgg.pth of LPIPS 0.1, joined by a comma, or one file with both"
+CONVNEXT_FILE = "convnext_small-0c510722.pth of torchvision"
+
+
+def load_lpips(files: str) -> LPIPS:
+    """LPIPS with VGG16.
+
+    Args:
+        files: one file under the names of 1d-tokenizer's LPIPS; or torchvision's VGG16 and the heads of LPIPS, joined
+            by a comma. The classifier of the VGG16 is not used.
+
+    Raises:
+        WeightsError: missing, unreadable, or other tensors.
+    """
+    tensors = {}
+    for file in files.split(","):
+        tensors |= _read(file, LPIPS_FILES)
+    tensors = {_lpips_name(name): tensor for name, tensor in tensors.items()}
+    tensors = {name: t for name, t in tensors.items() if not name.startswith(("classifier.", "scaling_layer."))}
+    channels = [np.shape(tensors.get(f"lin{i}.model.1.weight", [[]]))[1] for i in range(len(CONVS_PER_STAGE))]
+    return _fitted(lambda: LPIPS(channels, rngs=nnx.Rngs(0)), networks.LPIPS, tensors, files, LPIPS_FILES)
+
+
+def _lpips_name(name: str) -> str:
+    """Of torchvision's VGG16 ("features.5.weight") and of the heads ("lin0.model.1.weight", the same)."""
+    parts = name.split(".")
+    if parts[0] != "features":
+        return name
+    stage = networks.SLICES[networks.VGG16_INDICES.index(int(parts[1]))]
+    return f"net.slice{stage}.{parts[1]}.{parts[2]}"
+
+
+def load_convnext(file: str) -> ConvNeXt:
+    """ConvNeXt-S.
+
+    Raises:
+        WeightsError: missing, unreadable, or other tensors.
+    """
+    tensors = _read(file, CONVNEXT_FILE)
+    return _fitted(
+        lambda: ConvNeXt(ConvNeXtConfig(), rngs=nnx.Rngs(0)), networks.CONVNEXT, tensors, file, CONVNEXT_FILE
+    )
+
+
+def _read(file: str, published: str) -> Mapping[str, np.ndarray]:
+    if not Path(file).is_file():
+        raise WeightsError(f"no weights file at {file}; give {published}")
+    return read_published(file)
+
+
+def _fitted(
+    build: Callable[[], Network], rules: list[Rule], tensors: Mapping[str, np.ndarray], file: str, published: str
+) -> Network:
+    try:
+        network: Any = filled(build, rules, tensors)
+    except WeightsError as error:
+        raise WeightsError(f"{file} is not {published}: {error}") from error
+    return network
