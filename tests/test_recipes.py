@@ -74,8 +74,8 @@ def run_steps(config, mesh, data, helpers=None):
     program = Program(config, mesh, helpers or {})
     state, states, metrics = program.init(), [], []
     states.append(jax.device_get(state))
-    for batch in data:
-        state, values = program.step(state, sharding.put_batch(mesh, batch))
+    for at, batch in enumerate(data):
+        state, values = program.step(state, sharding.put_batch(mesh, batch), at)
         states.append(jax.device_get(state))
         metrics.append(jax.device_get(values))
     return states, metrics
@@ -101,7 +101,7 @@ def test_the_discriminator_waits_for_its_start(adversarial):
     critics = [state.params["discriminator"] for state in states]
     assert same(critics[0], critics[1]) and same(critics[1], critics[2])  # its own first rate is 0
     assert not same(critics[2], critics[3])
-    assert metrics[0]["gan"] == 0 and metrics[0]["discriminator/loss"] == 0
+    assert not {"gan", "discriminator/loss"} & metrics[0].keys()
     assert metrics[1]["gan"] != 0 and metrics[1]["discriminator/loss"] > 0
     np.testing.assert_allclose(metrics[1]["gan"], -metrics[1]["discriminator/logits_fake"], rtol=1e-5)
 
@@ -133,7 +133,8 @@ def test_more_devices_and_micro_batches_equal_one(adversarial, monkeypatch):
     _, many = run_steps(dataclasses.replace(config, accumulate=2), sharding.make_mesh(2, 2), batches(3))
     for a, b in zip(one, many, strict=True):
         for name in ("loss", "l2", "gan", "grad_norm", "discriminator/loss", "discriminator/grad_norm"):
-            assert abs(a[name] - b[name]) <= 2e-5 * abs(a[name]) + 1e-7, name
+            if name in a:
+                assert abs(a[name] - b[name]) <= 2e-5 * abs(a[name]) + 1e-7, name
 
 
 def test_stage_2_trains_the_decoders_only():
@@ -291,7 +292,9 @@ def test_full_size_shards_and_lowers(name):
     batch = {"image": jax.ShapeDtypeStruct((config.data.batch_size, side, side, 3), jnp.uint8, sharding=rows)}
     if text := getattr(config.recipe.model, "text", None):
         batch["text"] = jax.ShapeDtypeStruct((config.data.batch_size, *text), jnp.float32, sharding=rows)
-    exported = jax.export.export(program.jit_step, platforms=["tpu", "cuda"])(program.target, batch, program.frozen)
+    exported = jax.export.export(program.jit_step, platforms=["tpu", "cuda"])(
+        program.target, batch, program.frozen, program.active(None)
+    )
     assert exported.nr_devices == 8
 
 

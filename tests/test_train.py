@@ -135,7 +135,9 @@ def test_step_lowers_for_tpu_and_cuda():
     program = Program(CONFIG, mesh)
     batch = {"image": jax.ShapeDtypeStruct((8, 32, 32, 3), jnp.uint8, sharding=sharding.batch_sharding(mesh))}
     for platform in ("tpu", "cuda"):
-        exported = jax.export.export(program.jit_step, platforms=[platform])(program.target, batch, program.frozen)
+        exported = jax.export.export(program.jit_step, platforms=[platform])(
+            program.target, batch, program.frozen, program.active(None)
+        )
         assert exported.nr_devices == 8
 
 
@@ -145,7 +147,7 @@ def test_bfloat16_keeps_float32_state():
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype(jnp.float32)}
     reference = run_steps(CONFIG, sharding.make_mesh(1), n=1)[1]
     np.testing.assert_allclose(metrics[0]["l2"], reference[0]["l2"], rtol=2e-2)
-    text = str(jax.make_jaxpr(program._step)(state, batches(1)[0], {}))
+    text = str(jax.make_jaxpr(program._step, static_argnums=3)(state, batches(1)[0], {}, ("tokenizer",)))
     assert "bf16" in text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,10 +43,12 @@ def reconstruction_loss(case: dict[str, Any], io: Arrays, weights: Arrays) -> di
     averages = jnp.asarray(averages, jnp.result_type(float))
     x, x_hat = jnp.asarray(io["image"]), jnp.asarray(io["reconstruction"])
 
-    @jax.jit
-    def generator(x_hat: jax.Array, step: jax.Array) -> Any:
+    @functools.partial(jax.jit, static_argnums=1)
+    def generator(x_hat: jax.Array, step: int) -> Any:
+        present = {net: module for net, module in nets.items() if recipe.active(net, step)}
+
         def loss(x_hat: jax.Array) -> Any:
-            terms = recipe.terms(nets, x, x_hat, _quantizer_losses(io), step)
+            terms = recipe.terms(present, x, x_hat, _quantizer_losses(io))
             return sum(weight * value for weight, value in terms.values()), terms
 
         (total, terms), gradient = jax.value_and_grad(loss, has_aux=True)(x_hat)
@@ -67,8 +70,8 @@ def reconstruction_loss(case: dict[str, Any], io: Arrays, weights: Arrays) -> di
 
     out = {}
     for when, step in (("before", start - 1), ("after", start)):
-        values = generator(x_hat, jnp.asarray(step))
-        values["discriminator_factor"] = jnp.asarray(float(step >= start) * losses["discriminator_factor"])
+        values = generator(x_hat, step)
+        values["discriminator_factor"] = np.array(float(recipe.active("discriminator", step)))
         out |= {f"gen_{when}/{name}": value for name, value in values.items()}
     for call in ("disc1", "disc2"):
         total, metrics, norms, averages = discriminator(params, averages)
@@ -121,14 +124,14 @@ def _generator_outputs(recipe: Gan, total: jax.Array, terms: dict[str, Any]) -> 
     """Under the original's names: most are weighted there, the GAN's and the VQ's own are not."""
 
     def weighted(*names: str) -> Any:
-        return sum(terms[name][0] * terms[name][1] for name in names if name in terms)
+        return sum((terms[name][0] * terms[name][1] for name in names if name in terms), jnp.zeros(()))
 
     out = {
         "total_loss": total,
         "reconstruction_loss": weighted(recipe.pixel),
         "perceptual_loss": weighted("lpips", "convnext"),
         "weighted_gan_loss": weighted("gan"),
-        "gan_loss": terms["gan"][1],
+        "gan_loss": terms["gan"][1] if "gan" in terms else jnp.zeros(()),
         "d_weight": jnp.asarray(recipe.gan_weight),
     }
     if "kl" in terms:

@@ -74,9 +74,9 @@ class Program:
 
     Attributes:
         init: () -> state.
-        step: (state, batch) -> (state, metrics); the state is donated.
+        step: (state, batch, at) -> (state, metrics); the state is donated. Compiled once for each set of active nets.
         prepare: (state, batch) -> state, see zoo.recipes; the state is donated.
-        jit_step: what `step` calls, with `frozen` as its third argument.
+        jit_step: what `step` calls, of (state, batch, frozen, active nets).
         target: the state's shapes, dtypes and shardings.
         frozen: the arrays of the nets that are not trained; only their shapes if they were not given.
     """
@@ -108,11 +108,16 @@ class Program:
         self.target = sharding.with_shardings(shapes, where)
         self.init = jax.jit(self._create, out_shardings=where)
         options: dict[str, Any] = {"donate_argnums": 0, "in_shardings": (where, batch_at, frozen_at)}
-        self.jit_step = jax.jit(self._step, out_shardings=(where, None), **options)
+        self.jit_step = jax.jit(self._step, static_argnums=3, out_shardings=(where, None), **options)
         self.jit_prepare = jax.jit(self._prepare, out_shardings=where, **options)
 
-    def step(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
-        return self.jit_step(state, batch, self.frozen)
+    def step(self, state: TrainState, batch: Any, at: int | None = None) -> tuple[TrainState, dict[str, jax.Array]]:
+        """One step. `at` is the state's step, for recipes in which a net joins later; None: all nets are there."""
+        return self.jit_step(state, batch, self.frozen, self.active(at))
+
+    def active(self, at: int | None) -> tuple[str, ...]:
+        """The nets that are there at a step, in the order of their updates; all of them without one."""
+        return tuple(net for net in self.losses if at is None or self.recipe.active(net, at))
 
     def prepare(self, state: TrainState, batch: Any) -> TrainState:
         return self.jit_prepare(state, batch, self.frozen)
@@ -152,17 +157,23 @@ class Program:
         nets = {net: nnx.merge(self.graphs[net], params[net], rest[net]) for net in params}
         return nets | {net: nnx.merge(self.graphs[net], arrays) for net, arrays in frozen.items()}
 
-    def _gradients(self, net: str, state: TrainState, batch: Any, key: jax.Array, frozen: Any) -> Any:
+    def _gradients(
+        self, net: str, active: tuple[str, ...], state: TrainState, batch: Any, key: jax.Array, frozen: Any
+    ) -> Any:
+        params = {name: state.params[name] for name in active}
+
         def loss(mine: Any, micro: Any, key: jax.Array) -> Any:
-            nets = self.merge(state.params | {net: mine}, state.rest, frozen)
+            nets = self.merge(params | {net: mine}, state.rest, frozen)
             return self.losses[net](nets, micro, key, state.step)
 
         grad = jax.value_and_grad(loss, has_aux=True)
         return accumulated(grad, state.params[net], batch, key, self.config.accumulate)
 
-    def _update(self, net: str, state: TrainState, batch: Any, key: jax.Array, frozen: Any) -> Any:
+    def _update(
+        self, net: str, active: tuple[str, ...], state: TrainState, batch: Any, key: jax.Array, frozen: Any
+    ) -> Any:
         """(parameters, rest, optimizer state) of one net after its step, its metrics, and its aux."""
-        (loss, aux), grads = self._gradients(net, state, batch, key, frozen)
+        (loss, aux), grads = self._gradients(net, active, state, batch, key, frozen)
         nets = self.merge(state.params, state.rest, frozen)
         self.recipe.advance(net, nets, aux)
         params, rest = self.split(net, nets[net])
@@ -170,26 +181,13 @@ class Program:
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **aux.metrics}
         return (optax.apply_updates(params, updates), rest, opt), metrics, aux
 
-    def _update_if(self, active: jax.Array | None, net: str, state: TrainState, *rest: Any) -> Any:
-        """As `_update`; where the net is not active, nothing changes and its metrics are 0."""
-        if active is None:
-            return self._update(net, state, *rest)
-
-        def update() -> Any:
-            return self._update(net, state, *rest)
-
-        def skip() -> Any:
-            zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(update)[1:])
-            return (state.params[net], state.rest[net], state.opt[net]), *zeros
-
-        return jax.lax.cond(active, update, skip)
-
-    def _step(self, state: TrainState, batch: Any, frozen: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+    def _step(
+        self, state: TrainState, batch: Any, frozen: Any, active: tuple[str, ...]
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
         new, metrics, finite = dataclasses.replace(state), {}, jnp.bool(True)
         key = jax.random.fold_in(self.key, state.step)
-        for i, net in enumerate(self.losses):
-            active = self.recipe.active(net, state.step)
-            parts, values, aux = self._update_if(active, net, new, batch, jax.random.fold_in(key, i), frozen)
+        for i, net in enumerate(active):
+            parts, values, aux = self._update(net, active, new, batch, jax.random.fold_in(key, i), frozen)
             new.params, new.rest, new.opt = (
                 old | {net: part} for old, part in zip((new.params, new.rest, new.opt), parts, strict=True)
             )

@@ -138,7 +138,7 @@ def _loop(config, program, mesh, state, step, source, log, checkpoints, sample, 
         batch = sharding.put_batch(mesh, next(batches))
         if config.recipe.prepare_at(step):
             state = program.prepare(state, batch)
-        state, metrics = program.step(state, batch)
+        state, metrics = program.step(state, batch, step)
         step += 1
         pending.append(metrics)
         jax.block_until_ready(pending[-AHEAD - 1 : -AHEAD])  # or a signal would wait for all that was queued

@@ -91,9 +91,9 @@ class Recipe:
         """net -> its optimizer and how many updates it makes in a run of `steps`."""
         return {"tokenizer": (optim, steps)}
 
-    def active(self, net: str, step: Array) -> Array | None:
-        """Whether a net is trained at this step; None: always."""
-        return None
+    def active(self, net: str, step: int) -> bool:
+        """Whether a net is there at this step: trained, and seen by the others' losses."""
+        return True
 
     def advance(self, net: str, nets: dict[str, Any], aux: Aux) -> None:
         """Moves state that has no gradient, in place: averages, clustered codes. Before the net's own update."""

@@ -85,25 +85,15 @@ class Gan(Reconstruction):
     def losses(self) -> dict[str, Loss]:
         return {"tokenizer": self._loss, "discriminator": self._discriminator_loss}
 
-    def active(self, net: str, step: Array) -> Array | None:
-        waits = net == "discriminator" and self.discriminator_start > 0
-        return step >= self.discriminator_start if waits else None
+    def active(self, net: str, step: int) -> bool:
+        return net != "discriminator" or step >= self.discriminator_start
 
-    def terms(self, nets: dict[str, Any], x: Array, x_hat: Array, losses: dict[str, Array], step: Any, warm: Any = 1.0):
-        terms: Terms = super().terms(nets, x, x_hat, losses, step, warm)
-        generator = {
-            "hinge": adversarial.generator_hinge,
-            "non_saturating": adversarial.generator_non_saturating,
-        }[self.gan]
-
-        def judged(x_hat: Array) -> Array:
-            return generator(nets["discriminator"](x_hat))
-
-        if self.discriminator_start > 0:
-            value = jax.lax.cond(step >= self.discriminator_start, judged, lambda x: jnp.zeros((), x.dtype), x_hat)
-        else:
-            value = judged(x_hat)
-        return terms | {"gan": (self.gan_weight, value)}
+    def terms(self, nets: dict[str, Any], x: Array, x_hat: Array, losses: dict[str, Array], warm: Any = 1.0) -> Terms:
+        terms = super().terms(nets, x, x_hat, losses, warm)
+        if "discriminator" in nets:
+            generator = {"hinge": adversarial.generator_hinge, "non_saturating": adversarial.generator_non_saturating}
+            terms["gan"] = (self.gan_weight, generator[self.gan](nets["discriminator"](x_hat)))
+        return terms
 
     def outputs(self, module: Any, x: Array, x_hat: Array, h: Array) -> dict[str, Array]:
         return super().outputs(module, x, x_hat, h) | {"x_hat": jax.lax.stop_gradient(x_hat)}

@@ -106,14 +106,14 @@ class Reconstruction(Recipe):
             warm = (step >= self.autoencode_steps).astype(jnp.float32)
             z = jnp.where(step < self.autoencode_steps, module.quantize.continuous(h), z)
         x_hat = module.decode_latents(z, **self._conditions(batch, x.shape[0])).astype(x.dtype)
-        terms = self.terms(nets, x, x_hat, quantized.losses, step, warm)
+        terms = self.terms(nets, x, x_hat, quantized.losses, warm)
         total = jnp.sum(jnp.stack([weight * value for weight, value in terms.values()]))
         metrics = {name: value for name, (_, value) in terms.items()}
         mse = jnp.mean((jnp.clip(x_hat, 0, 1) - x) ** 2)
         metrics["psnr"] = -10 * jnp.log10(jnp.maximum(mse, 1e-10))
         return total, Aux(metrics, quantized.stats, self.outputs(module, x, x_hat, h))
 
-    def terms(self, nets: dict[str, Any], x: Array, x_hat: Array, losses: dict[str, Array], step: Any, warm: Any = 1.0):
+    def terms(self, nets: dict[str, Any], x: Array, x_hat: Array, losses: dict[str, Array], warm: Any = 1.0) -> Terms:
         """The weighted terms of the tokenizer's loss on images in [0, 1]; `losses` are the quantizer's."""
         terms: Terms = {self.pixel: (self.pixel_weight, {"l1": l1, "l2": l2}[self.pixel](x, x_hat))}
         weights = {"commitment": self.commitment * warm, "codebook": self.codebook * warm, "kl": self.kl}
