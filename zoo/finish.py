@@ -6,6 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from zoo.config import to_json
 from zoo.data.sources import Source
 from zoo.evaluate import evaluate
@@ -16,9 +18,11 @@ from zoo.tokenizer import Tokenizer
 def finish(tokenizer: Tokenizer, config: Any, heldout: Source, workdir: Path) -> dict[str, Any]:
     """Writes workdir/eval (metrics.json, items.csv, worst.png) and workdir/release, and returns the metrics.
 
+    Several processes call it together: process 0 measures, and the others get no metrics.
     A release is meant for others: of paths it keeps the last part, and a fine-tuned one keeps its first licence.
     """
-    metrics = evaluate(tokenizer, heldout, workdir / "eval", batch_size=8)
+    first = jax.process_index() == 0
+    metrics = evaluate(tokenizer, heldout, workdir / "eval", batch_size=8) if first else {}
     eval_path = config.data.eval_path and Path(config.data.eval_path).name
     data = dataclasses.replace(config.data, path=Path(config.data.path).name, eval_path=eval_path)
     init = config.init and Path(config.init).name

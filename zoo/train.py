@@ -19,9 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.experimental import multihost_utils
 
 from zoo import sharding
-from zoo.checkpoint import Checkpoints
+from zoo.checkpoint import Checkpoints, to_host
 from zoo.config import to_json
 from zoo.data.loader import DataConfig, eval_batches, open_sources, train_batches
 from zoo.errors import InputError, TrainingError
@@ -117,7 +118,7 @@ def train(config: TrainConfig, workdir: str | Path, *, perceptual: Any = None) -
         perceptual: a function (x, x_hat) -> scalar on images in the model's range, instead of recipe.perceptual.
 
     Returns:
-        The held-out metrics of zoo.evaluate.
+        The held-out metrics of zoo.evaluate; of several processes, which call this together, in process 0 only.
 
     Raises:
         TrainingError: a loss became NaN or infinite. DataError: nothing to train on, or too much is corrupt.
@@ -162,7 +163,7 @@ def _loop(config, program, mesh, state, step, source, log, checkpoints, sample, 
         step += 1
         pending.append(metrics)
         jax.block_until_ready(pending[-AHEAD - 1 : -AHEAD])  # or a signal would wait for all that was queued
-        stopping = sigterm.received  # read once: a signal later in this round waits for the next
+        stopping = sigterm.stops_after(step)  # asked once: a signal later in this round waits for the next
         last = step == config.steps or stopping
         save = step % config.save_every == 0 or last
         if step % config.log_every == 0 or save:
@@ -174,7 +175,8 @@ def _loop(config, program, mesh, state, step, source, log, checkpoints, sample, 
             checkpoints.save(step, state, meta)
         if stopping:
             checkpoints.wait()
-            print(f"SIGTERM: saved step {step}; the same command goes on from there", file=sys.stderr)
+            if jax.process_index() == 0:
+                print(f"SIGTERM: saved step {step}; the same command goes on from there", file=sys.stderr)
             raise SystemExit(0)
     batches.close()
     return state
@@ -222,19 +224,30 @@ def start(config: TrainConfig, program: Program) -> TrainState:
 
 
 def tokenizer_of(config: TrainConfig, program: Program, state: TrainState) -> Tokenizer:
-    """The averaged tokenizer of a state."""
-    module = nnx.merge(program.graphs["tokenizer"], state.ema, state.rest["tokenizer"])
+    """The averaged tokenizer of a state; of several processes, whole in each, so that one may use it alone."""
+    arrays = state.ema, state.rest["tokenizer"]
+    if jax.process_count() > 1:
+        arrays = jax.device_put(jax.tree.map(to_host, arrays), jax.local_devices()[0])
+    module = nnx.merge(program.graphs["tokenizer"], *arrays)
     return Tokenizer(module, name=config.recipe.family, family=config.recipe.family)
 
 
 class _Sigterm:
-    """Notes SIGTERM instead of dying of it, while it is entered."""
+    """Notes SIGTERM instead of dying of it, while it is entered. With several processes jax does, from their start."""
 
     received = False
 
     def __enter__(self) -> _Sigterm:
-        self._before = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "received", True))
+        if jax.process_count() == 1:
+            self._before = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "received", True))
         return self
 
+    def stops_after(self, step: int) -> bool:
+        """Whether this step is the last: the first one after a SIGTERM to any process that all of them can reach."""
+        if jax.process_count() == 1:
+            return self.received
+        return multihost_utils.reached_preemption_sync_point(step)
+
     def __exit__(self, *_: Any) -> None:
-        signal.signal(signal.SIGTERM, self._before)
+        if jax.process_count() == 1:
+            signal.signal(signal.SIGTERM, self._before)
