@@ -1,6 +1,7 @@
 """Several processes: how they find each other, and `zoo train` in two real ones on loopback."""
 
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 
 from zoo import sharding
@@ -22,7 +24,9 @@ from zoo.checkpoint import Checkpoints, load_release, read_release_config
 from zoo.data.loader import DataConfig
 from zoo.errors import InputError
 from zoo.models.titok import TiTokConfig, ViTConfig
+from zoo.pretrained import load, save
 from zoo.recipes.reconstruction import Reconstruction
+from zoo.tokenizer import Tokenizer
 from zoo.train import MeshConfig, Optimizer, TrainConfig
 
 VIT = ViTConfig(width=128, depth=1, heads=2, patch=16)  # wide enough for fsdp to split its kernels
@@ -240,6 +244,17 @@ def test_two_processes_train_like_one(config, tmp_path, data, fsdp):
     for step in a:  # after three steps Adam has made more of the noise in the quantizer's terms than the rule allows
         for name in ("loss", "l2", "commitment", "grad_norm") if step <= 3 else ("l2",):
             np.testing.assert_allclose(a[step][name], b[step][name], rtol=2e-5, err_msg=f"{step} {name}")
+
+
+@pytest.mark.slow
+def test_two_processes_fine_tune(config, tmp_path):
+    save(Tokenizer(MODEL.build(rngs=nnx.Rngs(1)), name="t", family="titok"), tmp_path / "start")
+    still = Optimizer(lr=0.0, end_lr=0.0, warmup=1)
+    config = dataclasses.replace(config, init=str(tmp_path / "start"), optim=still, mesh=MeshConfig(data=1, fsdp=2))
+    finish(start(train_command(tmp_path, config, tmp_path / "run"), processes=2, devices=1))
+    a, b = load(tmp_path / "start").module, load(tmp_path / "run" / "release").module
+    same = functools.partial(np.testing.assert_allclose, rtol=1e-6)  # the average of equal values rounds
+    jax.tree.map(same, nnx.to_pure_dict(nnx.state(a)), nnx.to_pure_dict(nnx.state(b)))
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ from zoo.errors import InputError
 
 AXES = ("data", "fsdp")
 SMALLEST = 2**14  # values; smaller arrays are replicated
+END_TIMEOUT = 60  # seconds that a process which failed waits at its end before all others are ended too
 VARIABLES = ("ZOO_COORDINATOR", "ZOO_PROCESSES", "ZOO_PROCESS")
 
 
@@ -48,7 +49,8 @@ def processes(timeout: int = 300) -> Iterator[None]:
         return
     address, count, process = found
     _meet(address, count, process, timeout)
-    jax.distributed.initialize(address, count, process, initialization_timeout=timeout)
+    waits = {"initialization_timeout": timeout, "shutdown_timeout_seconds": END_TIMEOUT}
+    jax.distributed.initialize(address, count, process, **waits)
     try:
         yield
     except SystemExit:  # after SIGTERM

@@ -213,12 +213,13 @@ def start(config: TrainConfig, program: Program) -> TrainState:
     state = program.init()
     if config.init is None:
         return state
-    _, params, rest = nnx.split(load(config.init).module, nnx.Param, ...)
+    _, *parts = nnx.split(load(config.init).module, nnx.Param, ...)
+    params, rest = (jax.tree.map(np.asarray, nnx.to_pure_dict(part)) for part in parts)  # any process may place numpy
     target = program.target
     where = jax.tree.map(lambda a: a.sharding, target)
-    params = jax.device_put(nnx.to_pure_dict(params), where.params["tokenizer"])
+    params = jax.device_put(params, where.params["tokenizer"])
     state.params = state.params | {"tokenizer": params}
-    state.rest = state.rest | {"tokenizer": jax.device_put(nnx.to_pure_dict(rest), where.rest["tokenizer"])}
+    state.rest = state.rest | {"tokenizer": jax.device_put(rest, where.rest["tokenizer"])}
     state.ema = jax.tree.map(jnp.copy, params)
     return state
 
