@@ -98,13 +98,30 @@ def finish(running):
 # -- finding each other
 
 
-def test_one_process_stays_alone(monkeypatch):
-    monkeypatch.setattr(sharding, "_meet", lambda *_: pytest.fail("waits for others"))
-    for given in ((), ("localhost:1", "1", "0")):
-        for name, value in zip(sharding.VARIABLES, given, strict=False):
-            monkeypatch.setenv(name, value)
-        with sharding.processes():
-            assert not jax.distributed.is_initialized()
+@pytest.fixture
+def slurm(monkeypatch):
+    """Task 1 of 2."""
+    names = {"JOB_ID": "4096", "STEP_NODELIST": "node[07-08]", "NTASKS": "2", "PROCID": "1", "LOCALID": "0"}
+    for name, value in names.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+
+
+def test_slurm_is_asked_for_its_tasks(slurm, monkeypatch):
+    assert sharding._detected(1) == ("node07:61440", 2, 1)
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    assert sharding._detected(1) is None
+
+
+def test_one_process_stays_alone():
+    with sharding.processes():
+        assert not jax.distributed.is_initialized()
+
+
+def test_one_process_that_is_asked_for_stays_alone(slurm, monkeypatch):
+    for name, value in zip(sharding.VARIABLES, ("localhost:1", "1", "0"), strict=True):
+        monkeypatch.setenv(name, value)
+    with sharding.processes():
+        assert not jax.distributed.is_initialized()
 
 
 @pytest.mark.parametrize(
@@ -122,24 +139,19 @@ def test_half_given_settings_end_in_one_line(given, message):
         sharding._given(dict(zip(sharding.VARIABLES, given, strict=True)))
 
 
-def test_slurm_is_asked_for_its_tasks(monkeypatch):
-    names = {"JOB_ID": "4096", "STEP_NODELIST": "node[07-08]", "NTASKS": "2", "PROCID": "1", "LOCALID": "0"}
-    for name, value in names.items():
-        monkeypatch.setenv(f"SLURM_{name}", value)
-    assert sharding._detected(1) == ("node07:61440", 2, 1)
-    monkeypatch.setenv("SLURM_NTASKS", "1")
-    assert sharding._detected(1) is None
-
-
 def test_who_is_missing_is_said():
     address = f"localhost:{free_port()}"
     with pytest.raises(InputError, match=f"process 1: process 0 was not ready at {address} within 0.1 s"):
         sharding._meet(address, 3, 1, timeout=0.1)
     second = threading.Thread(target=lambda: pytest.raises(InputError, sharding._meet, address, 3, 2, 1.5))
     second.start()
+    stranger = threading.Timer(0.3, lambda: socket.create_connection(("localhost", int(address[10:]))).close())
+    stranger.start()
     with pytest.raises(InputError, match=r"of 3 processes these did not come .* within 1 s: 1; start them"):
         sharding._meet(address, 3, 0, timeout=1)
     second.join()
+    with socket.create_server(("", int(address[10:]))), pytest.raises(InputError, match="cannot listen on port"):
+        sharding._meet(address, 2, 0, timeout=1)
 
 
 # -- the parts, in two processes

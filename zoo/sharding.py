@@ -43,14 +43,21 @@ def processes(timeout: int = 300) -> Iterator[None]:
     Raises:
         InputError: settings that are half given or wrong, or processes that do not come.
     """
-    found = _given(os.environ) or _detected(timeout)
+    given = any(os.environ.get(name) for name in VARIABLES)
+    found = _given(os.environ) if given else _detected(timeout)
     if found is None:
         yield
         return
     address, count, process = found
     _meet(address, count, process, timeout)
-    waits = {"initialization_timeout": timeout, "shutdown_timeout_seconds": END_TIMEOUT}
-    jax.distributed.initialize(address, count, process, **waits)
+    jax.distributed.initialize(
+        address,
+        count,
+        process,
+        cluster_detection_method="deactivate" if given else None,  # it may give this process one device of several
+        initialization_timeout=timeout,
+        shutdown_timeout_seconds=END_TIMEOUT,
+    )
     try:
         yield
     except SystemExit:  # after SIGTERM
@@ -60,10 +67,8 @@ def processes(timeout: int = 300) -> Iterator[None]:
 
 
 def _given(environ: Any) -> tuple[str, int, int] | None:
-    """(address, count, process) of VARIABLES, or None where none is set or one process is asked for."""
+    """(address, count, process) of VARIABLES, at least one of which is set, or None where one process is asked for."""
     values = {name: environ[name] for name in VARIABLES if environ.get(name)}
-    if not values:
-        return None
     hint = "give all three: ZOO_COORDINATOR=host:port ZOO_PROCESSES=N ZOO_PROCESS=0..N-1"
     if missing := [name for name in VARIABLES if name not in values]:
         raise InputError(f"{', '.join(values)} set without {', '.join(missing)}; {hint}")
@@ -113,25 +118,36 @@ def _meet(address: str, count: int, process: int, timeout: float) -> None:
 def _gather(port: int, count: int, end: float, timeout: float) -> None:
     waiting = {f"{i}/{count}".encode(): i for i in range(1, count)}
     links = []
+    family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
     try:
-        with socket.create_server(("", port)) as server:
-            while waiting:
-                server.settimeout(max(end - time.monotonic(), 0.01))
-                link, _ = server.accept()
-                link.settimeout(5)
-                if waiting.pop(link.makefile("rb").readline(64).strip(), None) is not None:
-                    links.append(link)
-    except TimeoutError as error:
-        missing = ", ".join(str(i) for i in waiting.values())
-        raise InputError(
-            f"process 0: of {count} processes these did not come to port {port} within {timeout} s: {missing}; "
-            "start them with the same address and count"
-        ) from error
+        server = socket.create_server(("", port), family=family, dualstack_ipv6=socket.has_dualstack_ipv6())
     except OSError as error:
         raise InputError(f"process 0 cannot listen on port {port} ({error.strerror}); give another port") from error
+    with server:
+        while waiting:
+            server.settimeout(max(end - time.monotonic(), 0.01))
+            try:
+                link, _ = server.accept()
+            except TimeoutError as error:
+                missing = ", ".join(str(i) for i in waiting.values())
+                raise InputError(
+                    f"process 0: of {count} processes these did not come to port {port} within {timeout} s: {missing}; "
+                    "start them with the same address and count"
+                ) from error
+            if waiting.pop(_hello(link), None) is not None:
+                links.append(link)
     for link in links:
         link.sendall(b"!")
         link.close()
+
+
+def _hello(link: socket.socket) -> bytes:
+    """The line that a process sends, or nothing from a stranger."""
+    link.settimeout(2)
+    try:
+        return link.makefile("rb").readline(64).strip()
+    except OSError:
+        return b""
 
 
 def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
