@@ -218,7 +218,7 @@ def save_release(folder: str | Path, arrays: dict[Any, Any], config: dict[str, A
     folder = Path(folder).resolve()
     temp = folder.with_name(f".{folder.name}.tmp")
     first = jax.process_index() == 0
-    arrays = jax.tree.map(_to_host, arrays)  # numpy: loads without targets on any number of devices
+    arrays = jax.tree.map(to_host, arrays)  # numpy: loads without targets on any number of devices
     try:
         if first:
             names = {path.name for path in folder.iterdir()} if folder.exists() else set()
@@ -311,7 +311,8 @@ def _orbax_context() -> ocp.Context:
     return context
 
 
-def _to_host(x: Any) -> np.ndarray:
+def to_host(x: Any) -> np.ndarray:
+    """The whole of an array of any processes, on each of them; they call it together."""
     if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
         return np.asarray(multihost_utils.process_allgather(x, tiled=True))
     return np.asarray(x)

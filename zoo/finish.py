@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from zoo.config import to_json
 from zoo.data.sources import Source
 from zoo.evaluate import evaluate
@@ -16,10 +18,12 @@ from zoo.tokenizer import Tokenizer
 def finish(tokenizer: Tokenizer, view: Tokenizer, config: Any, heldout: Source, workdir: Path) -> dict[str, Any]:
     """Writes workdir/eval (metrics.json, items.csv, worst.png) and workdir/release, and returns the metrics.
 
-    `view` is what is measured: the tokenizer itself where it turns images into images. A release is meant for others:
-    of paths it keeps the last part, and a fine-tuned one keeps its first licence.
+    `view` is what is measured: the tokenizer itself where it turns images into images. Several processes call this
+    together: process 0 measures, and the others get no metrics. A release is meant for others: of paths it keeps the
+    last part, and a fine-tuned one keeps its first licence.
     """
-    metrics = evaluate(view, heldout, workdir / "eval", batch_size=8)
+    first = jax.process_index() == 0
+    metrics = evaluate(view, heldout, workdir / "eval", batch_size=8) if first else {}
     about: dict[str, Any] = {"steps": config.steps, "metrics": metrics, "train": _without_folders(to_json(config))}
     about["source"] = {"init": about["train"]["init"], "data": about["train"]["data"]["path"]}
     if config.init and (licence := info(config.init).get("licence")):

@@ -63,6 +63,7 @@ def main(args: list[str]) -> int:
         return 0 if asked else 2
     import tyro
 
+    from zoo import sharding
     from zoo.train import TrainConfig, train
 
     config = tyro.cli(
@@ -75,8 +76,11 @@ def main(args: list[str]) -> int:
     workdir = given.workdir or Path("runs") / Path(given.config).stem
     if done := finished(workdir, config):
         print(f"{workdir} is finished: {done}", file=sys.stderr)
-    metrics = json.loads((workdir / "eval" / "metrics.json").read_text()) if done else train(config, workdir)
-    report(metrics, workdir)
+        report(json.loads((workdir / "eval" / "metrics.json").read_text()), workdir)
+        return 0
+    with sharding.processes():
+        if metrics := train(config, workdir):  # of several processes, one reports
+            report(metrics, workdir)
     return 0
 
 

@@ -186,10 +186,10 @@ def _load_release(folder: Path, *, mesh: jax.sharding.Mesh | None, dtype: Any) -
         raise CheckpointError(f"release {folder} is of family '{about['family']}', unknown here: {error}") from error
     graph, state = nnx.split(nnx.eval_shape(lambda: config.build(dtype=dtype, rngs=nnx.Rngs(0))))
     abstract = nnx.to_pure_dict(state)
-    where = sharding.fsdp(mesh or sharding.make_mesh(1), abstract)
+    where = sharding.fsdp(mesh or sharding.own_device(), abstract)
     arrays = checkpoint.load_release(folder, sharding.with_shardings(abstract, where))
     if mesh is None:  # plain single-device arrays, so that users may mix them with their own
-        arrays = jax.device_put(arrays, jax.devices()[0])
+        arrays = jax.device_put(arrays, jax.local_devices()[0])
     module = nnx.merge(graph, arrays)
     return Tokenizer(module, name=about.get("preset") or about["name"], family=about["family"], mesh=mesh)
 

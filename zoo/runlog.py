@@ -96,9 +96,9 @@ class RunLog:
 
     def picture(self, step: int, tokenizer: Tokenizer, images: np.ndarray) -> None:
         """workdir/pictures/STEP.png: held-out images and what the averaged model makes of them."""
-        rebuilt = to_uint8(np.asarray(tokenizer.decode(tokenizer.encode(images))))
         if not self.active:
             return
+        rebuilt = to_uint8(np.asarray(tokenizer.decode(tokenizer.encode(images))))
         folder = self.workdir / "pictures"
         folder.mkdir(exist_ok=True)
         scores = psnr(images, rebuilt)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
@@ -101,8 +102,10 @@ class Program:
         self.graphs |= {net: graph for net, (graph, _) in frozen.items()}
         arrays = {net: nnx.to_pure_dict(state) for net, (_, state) in frozen.items()}
         frozen_at = sharding.fsdp(mesh, arrays)
-        put = sharding.with_shardings if abstract else jax.device_put
-        self.frozen = put(arrays, frozen_at)
+        if abstract:
+            self.frozen = sharding.with_shardings(arrays, frozen_at)
+        else:  # any process may place numpy
+            self.frozen = jax.device_put(jax.tree.map(np.asarray, arrays), frozen_at)
         shapes = jax.eval_shape(self._create)
         where, batch_at = sharding.fsdp(mesh, shapes), sharding.batch_sharding(mesh)
         self.target = sharding.with_shardings(shapes, where)

@@ -19,9 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.experimental import multihost_utils
 
 from zoo import sharding
-from zoo.checkpoint import Checkpoints
+from zoo.checkpoint import Checkpoints, to_host
 from zoo.config import to_json
 from zoo.data.loader import DataConfig, eval_batches, open_sources, train_batches
 from zoo.errors import InputError, TrainingError
@@ -96,7 +97,7 @@ def train(config: TrainConfig, workdir: str | Path) -> dict[str, Any]:
         workdir: config.json, metrics.jsonl, checkpoints/, tensorboard/, pictures/, eval/ and release/ go here.
 
     Returns:
-        The held-out metrics of zoo.evaluate.
+        The held-out metrics of zoo.evaluate; of several processes, which call this together, in process 0 only.
 
     Raises:
         TrainingError: a loss became NaN or infinite. DataError: nothing to train on, or too much is corrupt.
@@ -142,7 +143,7 @@ def _loop(config, program, mesh, state, step, source, log, checkpoints, sample, 
         step += 1
         pending.append(metrics)
         jax.block_until_ready(pending[-AHEAD - 1 : -AHEAD])  # or a signal would wait for all that was queued
-        stopping = sigterm.received  # read once: a signal later in this round waits for the next
+        stopping = sigterm.stops_after(step)  # asked once: a signal later in this round waits for the next
         last = step == config.steps or stopping
         save = step % config.save_every == 0 or last
         if step % config.log_every == 0 or save:
@@ -154,7 +155,8 @@ def _loop(config, program, mesh, state, step, source, log, checkpoints, sample, 
             checkpoints.save(step, state, meta)
         if stopping:
             checkpoints.wait()
-            print(f"SIGTERM: saved step {step}; the same command goes on from there", file=sys.stderr)
+            if jax.process_index() == 0:
+                print(f"SIGTERM: saved step {step}; the same command goes on from there", file=sys.stderr)
             raise SystemExit(0)
     batches.close()
     return state
@@ -202,7 +204,7 @@ def start(config: TrainConfig, program: Program) -> TrainState:
     where = jax.tree.map(lambda a: a.sharding, program.target)
 
     def filled(path: Any, fresh: jax.Array, at: Any) -> jax.Array:
-        return jax.device_put(given[key], at) if (key := tuple(k.key for k in path)) in given else fresh
+        return jax.device_put(np.asarray(given[key]), at) if (key := tuple(k.key for k in path)) in given else fresh
 
     for part in (state.params, state.rest):
         target = where.params if part is state.params else where.rest
@@ -212,26 +214,41 @@ def start(config: TrainConfig, program: Program) -> TrainState:
 
 
 def tokenizer_of(config: TrainConfig, program: Program, state: TrainState) -> Tokenizer:
-    """The averaged tokenizer of a state."""
-    module = nnx.merge(program.graphs["tokenizer"], state.ema, state.rest["tokenizer"])
+    """The averaged tokenizer of a state; of several processes, whole in each, so that one may use it alone."""
+    module = nnx.merge(program.graphs["tokenizer"], *here((state.ema, state.rest["tokenizer"])))
     return Tokenizer(module, name=config.recipe.family, family=config.recipe.family)
 
 
 def view_of(config: TrainConfig, program: Program, state: TrainState) -> Tokenizer:
     """What turns images into images with the averaged tokenizer."""
-    frozen = {net: nnx.merge(program.graphs[net], arrays) for net, arrays in program.frozen.items()}
-    module = config.recipe.view(tokenizer_of(config, program, state).module, frozen)
-    return Tokenizer(module, name=config.recipe.family, family=config.recipe.family)
+    tokenizer = tokenizer_of(config, program, state)
+    frozen = {net: nnx.merge(program.graphs[net], here(arrays)) for net, arrays in program.frozen.items()}
+    return Tokenizer(config.recipe.view(tokenizer.module, frozen), name=tokenizer.name, family=tokenizer.family)
+
+
+def here(arrays: Any) -> Any:
+    """Arrays as one process may use them alone: whole on its first device, where several share them."""
+    if jax.process_count() == 1:
+        return arrays
+    return jax.device_put(jax.tree.map(to_host, arrays), jax.local_devices()[0])
 
 
 class _Sigterm:
-    """Notes SIGTERM instead of dying of it, while it is entered."""
+    """Notes SIGTERM instead of dying of it, while it is entered. With several processes jax does, from their start."""
 
     received = False
 
     def __enter__(self) -> _Sigterm:
-        self._before = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "received", True))
+        if jax.process_count() == 1:
+            self._before = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "received", True))
         return self
 
+    def stops_after(self, step: int) -> bool:
+        """Whether this step is the last: the first one after a SIGTERM to any process that all of them can reach."""
+        if jax.process_count() == 1:
+            return self.received
+        return multihost_utils.reached_preemption_sync_point(step)
+
     def __exit__(self, *_: Any) -> None:
-        signal.signal(signal.SIGTERM, self._before)
+        if jax.process_count() == 1:
+            signal.signal(signal.SIGTERM, self._before)

@@ -141,14 +141,28 @@ def _open_labels(config: DataConfig, source: Source) -> Labels | None:
     return labels
 
 
+class _Rows:
+    """`count` consecutive rows, from `first` on, of every batch of `batch_size` items."""
+
+    def __init__(self, items: Any, batch_size: int, first: int, count: int):
+        self._items, self._batch_size, self._first, self._count = items, batch_size, first, count
+
+    def __len__(self) -> int:
+        return len(self._items) // self._batch_size * self._count
+
+    def __getitem__(self, index: int) -> Any:
+        batch, row = divmod(index, self._count)
+        return self._items[batch * self._batch_size + self._first + row]
+
+
 def train_batches(
     source: Source, config: DataConfig, *, start_step: int = 0, process_index: int = 0, process_count: int = 1
 ) -> grain.DatasetIterator[dict[str, np.ndarray]]:
     """Endless shuffled training batches.
 
     Batch i depends on the source, `config` and i alone, whether reached by iterating or by starting there.
-    Every epoch has a new order and new crops. Row r of the global batch is row r // process_count of process
-    r % process_count.
+    Every epoch has a new order and new crops. The global batch is that of one process: process p has its p-th part of
+    consecutive rows.
 
     Args:
         source: usually the first of `open_sources`.
@@ -184,9 +198,11 @@ def train_batches(
         return cropped if labels is None else cropped | labels[name]
 
     items = _Shuffled(_Prepared(source, largest, config.cache_mb << 20), config.seed)
-    # random_map comes before the slice: its random numbers belong to the global position
-    data: Any = grain.MapDataset.source(items).seed(config.seed).random_map(crop)[process_index::process_count]
-    data = data.batch(config.batch_size // process_count)[start_step:]
+    # random_map comes before the choice of rows: its random numbers belong to the global position
+    crops: Any = grain.MapDataset.source(items).seed(config.seed).random_map(crop)
+    rows = config.batch_size // process_count
+    mine = _Rows(crops, config.batch_size, rows * process_index, rows)
+    data: Any = grain.MapDataset.source(mine).batch(rows)[start_step:]
     options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=2 * config.threads)
     batches: Any = iter(data.to_iter_dataset(options))
     return batches
