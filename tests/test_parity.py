@@ -10,10 +10,16 @@ from zoo import parity, presets
 
 GOLDENS = Path(__file__).parent / "goldens"
 NAMES = [folder.relative_to(GOLDENS).as_posix() for folder in parity.find_cases([GOLDENS])]
-SLOW = ("titok/single_stage_vae", "titok/stage1_l2_legacy", "losses/recon_loss_single_stage_vae")
+SLOW = (
+    "titok/single_stage_vae",
+    "titok/stage1_l2_legacy",
+    "losses/recon_loss_single_stage_vae",
+    "losses/recon_loss_stage2",
+)
 CASES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in NAMES]
 QUICKEST = [next(n for n in NAMES if n.startswith(f"{family}/") and n not in SLOW) for family in presets.FAMILIES]
-QUICKEST += [name for name in NAMES if name.startswith(("losses/", "metrics/"))]
+QUICKEST += ["titok/train_steps_stage1", "losses/recon_loss_stage2"]
+QUICKEST += [name for name in NAMES if name.startswith(("losses/", "metrics/")) and name not in SLOW]
 
 
 @pytest.fixture(scope="module", params=CASES)

@@ -127,6 +127,7 @@ def test_clustered_codes_follow_their_use(adversarial):
     assert moved.any(1)[counts == 0].all()
 
 
+@pytest.mark.slow
 def test_more_devices_and_micro_batches_equal_one(adversarial, monkeypatch):
     config, _, one = adversarial
     monkeypatch.setattr(sharding, "SMALLEST", 64)
