@@ -64,7 +64,8 @@ def filled(
     graph, state = nnx.split(nnx.eval_shape(build))
     leaves = shapes_of(state)
     entries = plan(rules, leaves)
-    check_names(reference_shapes(entries, leaves), {name: np.shape(w) for name, w in weights.items()})
+    shapes = weights.shapes() if isinstance(weights, _Safetensors) else {n: np.shape(w) for n, w in weights.items()}
+    check_names(reference_shapes(entries, leaves), shapes)
     dtype = jnp.result_type(float)
     arrays = {e.path: jnp.asarray(e.to_ours([np.asarray(weights[n]) for n in e.names]), dtype) for e in entries}
     return nnx.merge(graph, nested(arrays))
@@ -133,6 +134,10 @@ class _Safetensors(Mapping[str, np.ndarray]):
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._file.get_tensor(name)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape, without reading any tensor."""
+        return {name: tuple(self._file.get_slice(name).get_shape()) for name in self._names}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

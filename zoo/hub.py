@@ -11,8 +11,10 @@ from zoo.presets import Preset
 CONFIG = "config.json"  # beside a .safetensors file; the .bin files have none
 
 
-def download(preset: Preset) -> Path:
-    """The published file in the hub client's cache, downloaded if it is not there. A cut transfer is taken up again.
+def download(preset: Preset) -> tuple[Path, str]:
+    """The published file in the hub client's cache and its SHA-256, downloaded if it is not there.
+
+    A cut transfer is taken up again.
 
     Raises:
         WeightsError: unreachable, missing or damaged, with what to do.
@@ -37,21 +39,22 @@ def download(preset: Preset) -> Path:
     except Exception as error:  # the transport's own errors, a full disk
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise _failure(preset, reason) from error
-    _check_hash(preset, file)
-    return file
+    return file, _checked_hash(preset, file)
 
 
-def _check_hash(preset: Preset, file: Path) -> None:
+def _checked_hash(preset: Preset, file: Path) -> str:
     """The client checks sizes only. It calls large files by their SHA-256, the name that the hub gave."""
     blob = file.resolve()
     expected = preset.sha256 or (blob.name if len(blob.name) == 64 else None)
-    if expected is not None and (digest := sha256_of(file)) != expected:
+    digest = sha256_of(file)
+    if expected not in (None, digest):
         file.unlink()
         blob.unlink(missing_ok=True)
         raise WeightsError(
             f"{preset.file} of {preset.repository} came with sha256 {digest} instead of {expected}; "
             "it was removed, load it again"
         )
+    return digest
 
 
 def _failure(preset: Preset, reason: str) -> WeightsError:

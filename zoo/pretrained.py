@@ -126,12 +126,16 @@ def convert(preset_name: str, weights: str | Path, out: str | Path) -> Tokenizer
         PresetError: unknown preset.
         WeightsError: unreadable, of another config, or tensors that do not fit (all kinds listed).
     """
-    preset = presets.get(preset_name)
-    _check_config(preset, Path(weights))
-    digest = checkpoint.sha256_of(weights) if Path(weights).is_file() else None
-    tensors = read_published(weights)
-    if preset.sha256 not in (None, digest):
+    preset, weights = presets.get(preset_name), Path(weights)
+    digest = checkpoint.sha256_of(weights) if weights.is_file() else None
+    if digest is not None and preset.sha256 not in (None, digest):
         raise WeightsError(f"{weights} has sha256 {digest}; {preset.name} was published with {preset.sha256}")
+    return _convert(preset, weights, digest, out)
+
+
+def _convert(preset: Preset, weights: Path, digest: str | None, out: str | Path) -> Tokenizer:
+    _check_config(preset, weights)
+    tensors = read_published(weights)
     tokenizer = from_config(preset.family, preset.config, tensors, name=preset.name)
     source = {"repository": preset.repository, "file": preset.file, "sha256": digest}
     save(tokenizer, out, preset=preset.name, licence=preset.licence, source=source, metrics=preset.published)
@@ -199,5 +203,5 @@ def _fetch(preset: Preset) -> Path:
     cache = Path(os.environ.get("ZOO_CACHE", Path.home() / ".cache" / "tokenizer-zoo")) / preset.name
     if (cache / "config.json").is_file():
         return cache
-    convert(preset.name, hub.download(preset), cache)
+    _convert(preset, *hub.download(preset), cache)
     return cache
