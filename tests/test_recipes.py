@@ -266,6 +266,8 @@ def test_stage_2_starts_from_stage_1_and_the_teacher(teacher, tmp_path):
             WeightsError,
             "no weights file at absent.pth; give convnext_small",
         ),
+        (Gan(model=STAGE_2, trained=STAGE2), {"init": "titok_tiny.photos"}, InputError, "the release of a stage-1 run"),
+        (ProxyCodes(model=LEGACY), {"init": "titok_tiny.photos"}, InputError, "stage-1 TiTok"),
         (ProxyCodes(model=LEGACY, teacher="titok_tiny.photos"), {}, InputError, "no MaskGIT-VQGAN of 16 codes"),
     ],
 )

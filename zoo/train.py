@@ -189,6 +189,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
     if init is not None:
         tokenizer = load(init)
         recipe: Any = recipe.starting_from(tokenizer.module.config, tokenizer.family)
+        recipe.check(config)
     data = dataclasses.replace(config.data, image_size=recipe.model.image_size)
     return dataclasses.replace(config, recipe=recipe, data=data, init=init)
 

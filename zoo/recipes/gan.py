@@ -129,8 +129,13 @@ class Gan(Reconstruction):
 
     def starting_from(self, model: Any, family: str) -> Self:
         mine = self.model
-        if not isinstance(mine, TiTokConfig) or mine.pixel_decoder is None or model.pixel_decoder is not None:
+        if not isinstance(mine, TiTokConfig) or mine.pixel_decoder is None or getattr(model, "pixel_decoder", None):
             return dataclasses.replace(super().starting_from(model, family), pixel_decoder=None)  # it is complete
+        if not getattr(model, "legacy", False) or model.teacher_vocab_size != mine.teacher_vocab_size:
+            raise InputError(
+                f"the release to start from does not predict {mine.teacher_vocab_size} codes of a teacher, which the "
+                "pixel decoder takes; give the release of a stage-1 run"
+            )
         if self.pixel_decoder is None:
             raise InputError(
                 "the release to start from is of stage 1 and recipe.pixel_decoder is not set: give the teacher, "

@@ -56,7 +56,7 @@ class ProxyCodes(Recipe):
     codebook: float = 1.0
 
     def check(self, config: Any) -> None:
-        if not self.model.legacy or self.model.pixel_decoder is not None:
+        if not isinstance(self.model, TiTokConfig) or not self.model.legacy or self.model.pixel_decoder is not None:
             raise InputError("proxy codes train a stage-1 TiTok: set recipe.model.legacy and leave out pixel_decoder")
 
     def frozen(self) -> dict[str, Frozen]:
