@@ -13,6 +13,7 @@ NAMES = [folder.relative_to(GOLDENS).as_posix() for folder in parity.find_cases(
 SLOW = (
     "titok/single_stage_vae",
     "titok/stage1_l2_legacy",
+    "titok/train_steps_stage1",
     "losses/recon_loss_single_stage_vae",
     "losses/recon_loss_stage2",
 )

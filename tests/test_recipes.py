@@ -155,6 +155,7 @@ def test_stage_2_trains_the_decoders_only():
 # -- a teacher
 
 
+@pytest.mark.slow
 def test_stored_ids_train_like_the_teacher():
     recipe = ProxyCodes(model=LEGACY, teacher="untrained", teacher_config=TEACHER)
     nets = {"tokenizer": LEGACY.build(rngs=nnx.Rngs(0)), "teacher": TEACHER.build(rngs=nnx.Rngs(3))}

@@ -93,7 +93,7 @@ def run_steps(config, mesh, n=3):
     return state, out, program
 
 
-@pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (2, 4)])
+@pytest.mark.parametrize(("data", "fsdp"), [pytest.param(8, 1, marks=pytest.mark.slow), (2, 4)])
 def test_eight_devices_equal_one(monkeypatch, data, fsdp):
     monkeypatch.setattr(sharding, "SMALLEST", 64)  # so that the tiny arrays are split as well
     recipe = dataclasses.replace(CONFIG.recipe, autoencode_steps=1)
