@@ -236,8 +236,9 @@ def lines(workdir):
     return {line["step"]: line for line in found}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("data", "fsdp"), [(4, 1), (1, 4)])
+@pytest.mark.parametrize(
+    ("data", "fsdp"), [pytest.param(4, 1, marks=pytest.mark.long), pytest.param(1, 4, marks=pytest.mark.slow)]
+)
 def test_two_processes_train_like_one(config, tmp_path, data, fsdp):
     one, two = tmp_path / "one", tmp_path / "two"
     finish(start(train_command(tmp_path, dataclasses.replace(config, steps=6), one), processes=1, devices=1))

@@ -103,7 +103,7 @@ def test_next_commands_train(result):
     assert zoo.load(release).spec == zoo.load(command[command.index("--init") + 1]).spec
 
 
-@pytest.mark.slow
+@pytest.mark.long  # CI runs the same notebook by itself
 @pytest.mark.skipif(not (RELEASES / NAME).is_dir(), reason="the release is not bundled yet")
 def test_next_commands_notebook(result):
     """Opening it and running all cells, as its user would, with the model that is really bundled."""

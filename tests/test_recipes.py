@@ -302,17 +302,25 @@ def test_full_size_shards_and_lowers(name):
     assert exported.nr_devices == 8
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [n for n in config_names() if n.startswith("smoke/") and n != "smoke/titok"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.long if name == "smoke/titok_vq" else pytest.mark.slow)  # as smoke/tatitok
+        for name in config_names()
+        if name.startswith("smoke/") and name != "smoke/titok"  # tests/test_train.py has that one
+    ],
+)
 def test_smoke_configs_learn_and_resume(name, tmp_path):
     """The loss falls, and a run that goes on from the checkpoint before the last ends as the whole one did."""
-    args = [name, "--workdir", str(tmp_path / "run"), "--mesh.data", "1"]
+    args = [name, "--workdir", str(tmp_path / "run"), "--mesh.data", "1", "--steps", "30", "--save-every", "10"]
+    if isinstance(read_config(name).recipe, Gan):
+        args += ["--recipe.discriminator-start", "15"]
     assert zoo_train(args) == 0
     metrics = tmp_path / "run" / "metrics.jsonl"
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     key = "cross_entropy" if "cross_entropy" in lines[0] else "l2"
     values = [line[key] for line in lines]
-    assert np.mean(values[-10:]) < 0.9 * np.mean(values[:3])
+    assert np.mean(values[-5:]) < 0.92 * np.mean(values[:3])
     steps = sorted(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit())
     shutil.rmtree(tmp_path / "run" / "checkpoints" / str(steps[-1]))
     shutil.rmtree(tmp_path / "run" / "release")
