@@ -104,7 +104,7 @@ def _meet(address: str, count: int, process: int, timeout: float) -> None:
         try:
             with socket.create_connection((host.strip("[]"), int(port)), timeout=left) as link:
                 link.sendall(f"{process}/{count}\n".encode())
-                if link.recv(1):
+                if link.recv(1) == b"!":  # and not its own word: a port of its own may be given to it
                     return
         except OSError:  # not there yet, or it has given up
             pass
