@@ -60,6 +60,7 @@ def write_config(folder, config):
     path.write_text(
         "from zoo.data.loader import DataConfig\n"
         "from zoo.models.titok import TiTokConfig, ViTConfig\n"
+        "from zoo.optim import Optimizer\n"
         "from zoo.recipes.reconstruction import Reconstruction\n"
         "from zoo.train import MeshConfig, TrainConfig\n\n\n"
         f"def get_config():\n    return {config!r}\n"
