@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import os
 import re
 import signal
@@ -17,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from PIL import Image
+from runs import lines, ten_pictures, write_config
 
 from zoo import sharding
 from zoo.checkpoint import Checkpoints, load_release, read_release_config
@@ -37,11 +36,7 @@ MODEL = TiTokConfig(encoder=VIT, decoder=VIT, tokens=4, code_dim=4, vocab_size=1
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     """A run over a folder of ten pictures."""
-    folder = tmp_path_factory.mktemp("photos")
-    rng = np.random.default_rng(0)
-    for i in range(10):
-        small = rng.integers(0, 256, (3, 4, 3), np.uint8)
-        Image.fromarray(small).resize((48, 40), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
+    folder = ten_pictures(tmp_path_factory.mktemp("photos"))
     return TrainConfig(
         recipe=Reconstruction(model=MODEL, autoencode_steps=1),
         data=DataConfig(path=str(folder), batch_size=8, image_size=32, holdout=0.2, threads=0),
@@ -52,20 +47,6 @@ def config(tmp_path_factory):
         save_every=2,
         picture_every=3,
     )
-
-
-def write_config(folder, config):
-    """A config file whose get_config() returns `config`."""
-    path = folder / "config_under_test.py"
-    path.write_text(
-        "from zoo.data.loader import DataConfig\n"
-        "from zoo.models.titok import TiTokConfig, ViTConfig\n"
-        "from zoo.optim import Optimizer\n"
-        "from zoo.recipes.reconstruction import Reconstruction\n"
-        "from zoo.train import MeshConfig, TrainConfig\n\n\n"
-        f"def get_config():\n    return {config!r}\n"
-    )
-    return path
 
 
 def free_port():
@@ -232,12 +213,6 @@ def test_the_parts_in_two_processes(tmp_path):
 
 def train_command(folder, config, workdir):
     return ["-m", "zoo.cli", "train", write_config(folder, config), "--workdir", workdir]
-
-
-def lines(workdir):
-    """step -> metrics; the last line of a step counts."""
-    found = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    return {line["step"]: line for line in found}
 
 
 @pytest.mark.long

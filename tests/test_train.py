@@ -7,7 +7,6 @@ import random
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
+from runs import lines, ten_pictures, write_config
 
 from zoo import sharding
 from zoo.checkpoint import Checkpoints
@@ -46,12 +45,7 @@ CONFIG = TrainConfig(
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     """A folder of ten pictures."""
-    folder = tmp_path_factory.mktemp("photos")
-    rng = np.random.default_rng(0)
-    for i in range(10):
-        small = rng.integers(0, 256, (3, 4, 3), np.uint8)
-        Image.fromarray(small).resize((48, 40), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
-    return folder
+    return ten_pictures(tmp_path_factory.mktemp("photos"))
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +59,8 @@ def batches(n, rng=None):
 
 
 def losses(workdir):
-    """step -> loss; the last line of a step counts."""
-    lines = map(json.loads, (Path(workdir) / "metrics.jsonl").read_text().splitlines())
-    return {line["step"]: line["loss"] for line in lines}
+    """step -> loss"""
+    return {step: line["loss"] for step, line in lines(workdir).items()}
 
 
 @pytest.fixture(scope="module")
@@ -289,24 +282,6 @@ def test_bad_settings_end_in_one_line(config, tmp_path, capsys):
 
 
 # -- the command
-
-
-def write_config(folder, config):
-    """A config file whose get_config() returns `config`."""
-    path = folder / "config_under_test.py"
-    path.write_text(
-        textwrap.dedent(f"""
-        from zoo.data.loader import DataConfig
-        from zoo.models.titok import TiTokConfig, ViTConfig
-        from zoo.recipes.reconstruction import Reconstruction
-        from zoo.optim import Optimizer
-        from zoo.train import MeshConfig, TrainConfig
-
-        def get_config():
-            return {config!r}
-        """)
-    )
-    return path
 
 
 def test_typos_are_usage_errors(config, tmp_path, capsys):

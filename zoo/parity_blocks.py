@@ -87,14 +87,35 @@ def _quantized(module: VQ, z: jax.Array, r: jax.Array, beta: float) -> tuple[dic
     return values, quantized.stats["counts"][0]
 
 
+def below(weights: Arrays, prefix: str) -> dict[str, Any]:
+    """The tensors whose names start with `prefix`, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+
+
+def filled_discriminator(weights: Arrays, width: int, stages: int) -> Any:
+    """BlurDiscriminator with the original's weights."""
+    learned = {name: tensor for name, tensor in weights.items() if not name.endswith("kernel")}  # the fixed blur
+    rules = networks.BLUR_DISCRIMINATOR
+    return filled(lambda: BlurDiscriminator(width=width, stages=stages, rngs=nnx.Rngs(0)), rules, learned)
+
+
+def filled_lpips(weights: Arrays, channels: list[int]) -> Any:
+    """LPIPS with the original's weights."""
+    learned = {name: tensor for name, tensor in weights.items() if not name.startswith("scaling_layer.")}
+    return filled(lambda: LPIPS(channels, rngs=nnx.Rngs(0)), networks.LPIPS, learned)
+
+
+def filled_convnext(weights: Arrays, about: dict[str, Any]) -> Any:
+    """ConvNeXt of a case's sizes with the original's weights."""
+    sizes = {"widths": tuple(about["dims"]), "depths": tuple(about["depths"]), "classes": about["num_classes"]}
+    return filled(lambda: ConvNeXt(ConvNeXtConfig(**sizes), rngs=nnx.Rngs(0)), networks.CONVNEXT, weights)
+
+
 def discriminator(case: dict[str, Any], io: Arrays, weights: Arrays) -> dict[str, Any]:
     """The blurred discriminator: activations, losses with LeCAM, gradients of both sides."""
     about = case["reference_config"]
-    width, stages = about["hidden_channels"], about["num_stages"]
-    learned = {name: tensor for name, tensor in weights.items() if not name.endswith("kernel")}  # the fixed blur
     rules = networks.BLUR_DISCRIMINATOR
-    net = filled(lambda: BlurDiscriminator(width=width, stages=stages, rngs=nnx.Rngs(0)), rules, learned)
-    graph, params = nnx.split(net)
+    graph, params = nnx.split(filled_discriminator(weights, about["hidden_channels"], about["num_stages"]))
     io = {name: jnp.asarray(io[name]) for name in case["input"]}
     averages = jnp.asarray(about["ema_logits_mean_real_fake"], io["real"].dtype)
 
@@ -131,10 +152,7 @@ def discriminator(case: dict[str, Any], io: Arrays, weights: Arrays) -> dict[str
 
 def lpips(case: dict[str, Any], io: Arrays, weights: Arrays) -> dict[str, Any]:
     """LPIPS with narrow VGG16 stages."""
-    channels = case["reference_config"]["lpips_chns"]
-    learned = {name: tensor for name, tensor in weights.items() if not name.startswith("scaling_layer.")}
-    net = filled(lambda: LPIPS(channels, rngs=nnx.Rngs(0)), networks.LPIPS, learned)
-    graph, params = nnx.split(net)
+    graph, params = nnx.split(filled_lpips(weights, case["reference_config"]["lpips_chns"]))
 
     @jax.jit
     def run(params: Any, x: jax.Array, y: jax.Array) -> dict[str, Any]:
@@ -148,11 +166,7 @@ def lpips(case: dict[str, Any], io: Arrays, weights: Arrays) -> dict[str, Any]:
 
 def convnext(case: dict[str, Any], io: Arrays, weights: Arrays) -> dict[str, Any]:
     """The distance of ConvNeXt's logits."""
-    about = case["reference_config"]["convnext"]
-    sizes = {"widths": tuple(about["dims"]), "depths": tuple(about["depths"]), "classes": about["num_classes"]}
-    learned = {n.removeprefix("convnext."): t for n, t in weights.items() if n.startswith("convnext.")}
-    net = filled(lambda: ConvNeXt(ConvNeXtConfig(**sizes), rngs=nnx.Rngs(0)), networks.CONVNEXT, learned)
-    graph, params = nnx.split(net)
+    graph, params = nnx.split(filled_convnext(below(weights, "convnext."), case["reference_config"]["convnext"]))
 
     @jax.jit
     def run(params: Any, x: jax.Array, y: jax.Array) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,11 +11,10 @@ import numpy as np
 from flax import nnx
 
 from zoo import presets, sharding
-from zoo.convert import filled, from_reference, state_to_reference
+from zoo.convert import from_reference, state_to_reference
 from zoo.losses.adversarial import lecam_averages
-from zoo.nn.convnext import ConvNeXt, ConvNeXtConfig
-from zoo.nn.lpips import LPIPS
 from zoo.optim import Optimizer
+from zoo.parity_blocks import Arrays, below, filled_convnext, filled_discriminator, filled_lpips
 from zoo.presets import networks
 from zoo.presets.outputs import Ids, code_margin
 from zoo.presets.rules import Rule
@@ -27,8 +25,6 @@ from zoo.recipes.reconstruction import Reconstruction
 from zoo.step import Program
 from zoo.train import TrainConfig
 
-Arrays = Mapping[str, Any]
-FIXED = ("ema_", "logvar", "perceptual_loss.imagenet_")  # of the loss module; not of a network
 CRITIC = [
     Rule(f"discriminator.{rule.reference}", f"net.{rule.ours}", rule.layout) for rule in networks.BLUR_DISCRIMINATOR
 ]
@@ -143,29 +139,20 @@ def _generator_outputs(recipe: Gan, total: jax.Array, terms: dict[str, Any]) -> 
 def _loss_networks(case: dict[str, Any], weights: Arrays) -> dict[str, Any]:
     """The networks of a loss module."""
     about = case["reference_config"]
-    learned = {n: w for n, w in weights.items() if not n.startswith(FIXED) and not n.endswith(".kernel")}
-
-    def those(prefix: str) -> dict[str, Any]:
-        return {n.removeprefix(prefix): w for n, w in learned.items() if n.startswith(prefix)}
-
-    size = DiscriminatorConfig(width=about["disc_hidden_channels"], stages=about["disc_num_stages"])
-    critic = filled(lambda: Critic(size, rngs=nnx.Rngs(0)).net, networks.BLUR_DISCRIMINATOR, those("discriminator."))
-    nets: dict[str, Any] = {"discriminator": Critic(size, rngs=nnx.Rngs(0))}
-    nets["discriminator"].net = critic
-    sizes = about["convnext"]
-    config = ConvNeXtConfig(widths=tuple(sizes["dims"]), depths=tuple(sizes["depths"]), classes=sizes["num_classes"])
-    prefix = "perceptual_loss.convnext."
-    nets["convnext"] = filled(lambda: ConvNeXt(config, rngs=nnx.Rngs(0)), networks.CONVNEXT, those(prefix))
+    width, stages = about["disc_hidden_channels"], about["disc_num_stages"]
+    critic = Critic(DiscriminatorConfig(width=width, stages=stages), rngs=nnx.Rngs(0))
+    critic.net = filled_discriminator(below(weights, "discriminator."), width, stages)
+    convnext = filled_convnext(below(weights, "perceptual_loss.convnext."), about["convnext"])
+    nets: dict[str, Any] = {"discriminator": critic, "convnext": convnext}
     if channels := about.get("lpips_chns"):
-        named = {n: w for n, w in those("perceptual_loss.lpips.").items() if not n.startswith("scaling_layer.")}
-        nets["lpips"] = filled(lambda: LPIPS(channels, rngs=nnx.Rngs(0)), networks.LPIPS, named)
+        nets["lpips"] = filled_lpips(below(weights, "perceptual_loss.lpips."), channels)
     return nets
 
 
 def train_steps(case: dict[str, Any], io: Arrays, weights: Arrays) -> dict[str, Any]:
     """Steps of the real training program from given weights, on given images."""
-    config = _train_config(case)
-    program = Program(config, sharding.make_mesh(1))
+    config, mesh = _train_config(case), sharding.make_mesh(1)
+    program = Program(config, mesh)
     module = from_reference("titok", case["reference_config"], weights).module
     state = program.state_of({"tokenizer": module})
     rate = config.optim.schedule(config.steps)
@@ -177,7 +164,7 @@ def train_steps(case: dict[str, Any], io: Arrays, weights: Arrays) -> dict[str, 
         batch = {"image": np.round(image * 255).astype(np.uint8)}
         if "target_codes" in io:
             batch["ids"] = np.asarray(io["target_codes"][step])[..., None]
-        state, metrics = program.step(state, sharding.put_batch(sharding.make_mesh(1), batch))
+        state, metrics = program.step(state, sharding.put_batch(mesh, batch))
         out["loss"].append(metrics["loss"])
         out["grad_norm_before_clip"].append(metrics["grad_norm"])
         out["lr"].append(rate(step))

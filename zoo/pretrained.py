@@ -181,13 +181,30 @@ def _is_folder(name: str | Path) -> bool:
     return isinstance(name, Path) or Path(name).is_dir() or os.sep in str(name)
 
 
-def _load_release(folder: Path, *, mesh: jax.sharding.Mesh | None, dtype: Any) -> Tokenizer:
+def config_of(name: str | Path) -> tuple[str, Any]:
+    """Family and model config of a preset or a release folder, without its weights.
+
+    Raises:
+        PresetError: unknown name. CheckpointError: damaged or newer release.
+    """
+    if not _is_folder(name):
+        preset = presets.get(str(name))
+        return preset.family, preset.config
+    about, config = _read_config(Path(name))
+    return about["family"], config
+
+
+def _read_config(folder: Path) -> tuple[dict[str, Any], Any]:
+    """What a release says of itself, and its model config."""
     about = checkpoint.read_release_config(folder)
     try:
-        family = presets.family(about["family"])
-        config = from_json(family.CONFIG, about["config"])
+        return about, from_json(presets.family(about["family"]).CONFIG, about["config"])
     except (PresetError, TypeError) as error:
         raise CheckpointError(f"release {folder} is of family '{about['family']}', unknown here: {error}") from error
+
+
+def _load_release(folder: Path, *, mesh: jax.sharding.Mesh | None, dtype: Any) -> Tokenizer:
+    about, config = _read_config(folder)
     graph, state = nnx.split(nnx.eval_shape(lambda: config.build(dtype=dtype, rngs=nnx.Rngs(0))))
     abstract = nnx.to_pure_dict(state)
     where = sharding.fsdp(mesh or sharding.own_device(), abstract)

@@ -94,7 +94,7 @@ class Program:
         helpers = {} if frozen is None else dict(frozen)
         if frozen is None:
             for net, helper in self.recipe.frozen().items():
-                helpers[net] = nnx.eval_shape(lambda build=helper.build: build(nnx.Rngs(0)))
+                helpers[net] = nnx.eval_shape(lambda build=helper.build: build(rngs=nnx.Rngs(0)))
         self._place(mesh, {net: nnx.split(module) for net, module in helpers.items()}, abstract=frozen is None)
 
     def _place(self, mesh: jax.sharding.Mesh, frozen: dict[str, tuple[Any, Any]], *, abstract: bool) -> None:

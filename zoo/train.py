@@ -28,7 +28,7 @@ from zoo.data.loader import DataConfig, eval_batches, open_sources, train_batche
 from zoo.errors import InputError, TrainingError
 from zoo.finish import finish
 from zoo.optim import Optimizer
-from zoo.pretrained import load
+from zoo.pretrained import config_of, load
 from zoo.recipes import UNTRAINED
 from zoo.recipes.gan import Gan
 from zoo.recipes.proxy_codes import ProxyCodes
@@ -187,8 +187,8 @@ def resolve(config: TrainConfig) -> TrainConfig:
     config.recipe.check(config)
     recipe, init = config.recipe, None if config.init == UNTRAINED else config.init
     if init is not None:
-        tokenizer = load(init)
-        recipe: Any = recipe.starting_from(tokenizer.module.config, tokenizer.family)
+        family, model = config_of(init)
+        recipe: Any = recipe.starting_from(model, family)
         recipe.check(config)
     data = dataclasses.replace(config.data, image_size=recipe.model.image_size)
     return dataclasses.replace(config, recipe=recipe, data=data, init=init)
@@ -207,8 +207,7 @@ def start(config: TrainConfig, program: Program) -> TrainState:
     def filled(path: Any, fresh: jax.Array, at: Any) -> jax.Array:
         return jax.device_put(np.asarray(given[key]), at) if (key := tuple(k.key for k in path)) in given else fresh
 
-    for part in (state.params, state.rest):
-        target = where.params if part is state.params else where.rest
+    for part, target in ((state.params, where.params), (state.rest, where.rest)):
         part["tokenizer"] = jax.tree_util.tree_map_with_path(filled, part["tokenizer"], target["tokenizer"])
     state.ema = jax.tree.map(jnp.copy, state.params["tokenizer"])
     return state

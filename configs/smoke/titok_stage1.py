@@ -6,10 +6,9 @@ The teacher has random weights, but its codes depend on the image, so there is s
 4.2, the logarithm of 64. With a real one: --recipe.teacher RELEASE.
 """
 
-from zoo.data.loader import DataConfig
 from zoo.models.maskgit_vqgan import MaskGitVqganConfig
 from zoo.models.titok import TiTokConfig, ViTConfig
-from zoo.optim import Optimizer
+from zoo.published import smoke
 from zoo.recipes.proxy_codes import ProxyCodes
 from zoo.train import TrainConfig
 
@@ -29,12 +28,4 @@ def get_config() -> TrainConfig:
         teacher_vocab_size=teacher.vocab_size,
     )
     recipe = ProxyCodes(model=model, teacher="untrained", teacher_config=teacher)
-    return TrainConfig(
-        recipe=recipe,
-        data=DataConfig(batch_size=8, image_size=64, scale=(1.0, 1.5)),
-        optim=Optimizer(lr=2e-3, end_lr=1e-4, warmup=5),
-        steps=60,
-        log_every=1,
-        save_every=20,
-        picture_every=0,
-    )
+    return smoke(recipe)

@@ -6,11 +6,9 @@ Start and pixel decoder are random; the real thing: --init RUN_OF_SMOKE_TITOK_ST
 --recipe.pixel_decoder RELEASE_OF_ITS_TEACHER.
 """
 
-from zoo.data.loader import DataConfig
 from zoo.models.maskgit_vqgan import MaskGitVqganConfig
 from zoo.models.titok import TiTokConfig, ViTConfig
-from zoo.optim import Optimizer
-from zoo.published import STAGE2
+from zoo.published import STAGE2, smoke
 from zoo.recipes.gan import DiscriminatorConfig, Gan
 from zoo.train import TrainConfig
 
@@ -40,13 +38,4 @@ def get_config() -> TrainConfig:
         discriminator=DiscriminatorConfig(width=32, stages=2),
         discriminator_start=30,
     )
-    return TrainConfig(
-        recipe=recipe,
-        data=DataConfig(batch_size=8, image_size=64, scale=(1.0, 1.5)),
-        optim=Optimizer(lr=2e-3, end_lr=1e-4, warmup=5),
-        init="untrained",
-        steps=60,
-        log_every=1,
-        save_every=20,
-        picture_every=0,
-    )
+    return smoke(recipe, init="untrained")

@@ -5,9 +5,8 @@
 The perceptual networks are left out, since their files have to be given.
 """
 
-from zoo.data.loader import DataConfig
 from zoo.models.titok import TiTokConfig, ViTConfig
-from zoo.optim import Optimizer
+from zoo.published import smoke
 from zoo.recipes.gan import DiscriminatorConfig, Gan
 from zoo.train import TrainConfig
 
@@ -21,12 +20,4 @@ def get_config() -> TrainConfig:
         gan_weight=0.01,
         discriminator_start=30,
     )
-    return TrainConfig(
-        recipe=recipe,
-        data=DataConfig(batch_size=8, image_size=64, scale=(1.0, 1.5)),
-        optim=Optimizer(lr=2e-3, end_lr=1e-4, warmup=5),
-        steps=60,
-        log_every=1,
-        save_every=20,
-        picture_every=0,
-    )
+    return smoke(recipe)

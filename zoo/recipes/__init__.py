@@ -41,13 +41,13 @@ class Frozen:
     """A network that helps and is not trained: a teacher, a perceptual network. No checkpoint holds it.
 
     Attributes:
-        build: makes it with random weights.
+        build: makes it with random weights, of `rngs`.
         read: makes it from `file`.
         file: a path or a preset, "untrained", or None.
         missing: what to say where it is None.
     """
 
-    build: Callable[[nnx.Rngs], nnx.Module]
+    build: Callable[..., nnx.Module]
     read: Callable[[str], nnx.Module]
     file: str | None
     missing: str
@@ -56,7 +56,7 @@ class Frozen:
         """Raises WeightsError: no file, or it cannot be read."""
         if self.file is None:
             raise WeightsError(self.missing)
-        return self.build(nnx.Rngs(0)) if self.file == UNTRAINED else self.read(self.file)
+        return self.build(rngs=nnx.Rngs(0)) if self.file == UNTRAINED else self.read(self.file)
 
 
 Loss = Callable[[dict[str, Any], dict[str, Array], Array, Array], tuple[Array, Aux]]

@@ -23,12 +23,11 @@ from jaxtyping import Array, Float
 
 from zoo.errors import InputError
 from zoo.losses import adversarial
-from zoo.models.maskgit_vqgan import MaskGitVqgan
 from zoo.models.titok import TiTokConfig
 from zoo.nn.discriminators import BlurDiscriminator
 from zoo.optim import Optimizer
 from zoo.recipes import UNTRAINED, Aux, Loss, as_input
-from zoo.recipes.proxy_codes import read_teacher
+from zoo.recipes.proxy_codes import read_teacher, teacher_config
 from zoo.recipes.reconstruction import Reconstruction, Terms
 
 
@@ -95,8 +94,8 @@ class Gan(Reconstruction):
             terms["gan"] = (self.gan_weight, generator[self.gan](nets["discriminator"](x_hat)))
         return terms
 
-    def outputs(self, module: Any, x: Array, x_hat: Array, h: Array) -> dict[str, Array]:
-        return super().outputs(module, x, x_hat, h) | {"x_hat": jax.lax.stop_gradient(x_hat)}
+    def outputs(self, module: Any, x_hat: Array, h: Array) -> dict[str, Array]:
+        return super().outputs(module, x_hat, h) | {"x_hat": jax.lax.stop_gradient(x_hat)}
 
     def _discriminator_loss(
         self, nets: dict[str, Any], batch: dict[str, Array], key: Array, step: Array
@@ -141,16 +140,14 @@ class Gan(Reconstruction):
                 "the release to start from is of stage 1 and recipe.pixel_decoder is not set: give the teacher, "
                 f"maskgit_vqgan.imagenet or a release folder, or '{UNTRAINED}' to try the recipe out"
             )
-        decoder = mine.pixel_decoder if self.pixel_decoder == UNTRAINED else self._teacher().config
+        decoder = mine.pixel_decoder
+        if self.pixel_decoder != UNTRAINED:
+            decoder = teacher_config(self.pixel_decoder, mine.teacher_vocab_size)
         return super().starting_from(dataclasses.replace(model, pixel_decoder=decoder), family)
 
-    def _teacher(self) -> MaskGitVqgan:
-        assert self.pixel_decoder and isinstance(self.model, TiTokConfig)
-        return read_teacher(self.pixel_decoder, self.model.teacher_vocab_size)
-
     def initial(self) -> dict[tuple, Array]:
-        if self.pixel_decoder in (None, UNTRAINED):
+        if self.pixel_decoder in (None, UNTRAINED) or not isinstance(self.model, TiTokConfig):
             return {}
-        teacher = self._teacher()
+        teacher = read_teacher(self.pixel_decoder, self.model.teacher_vocab_size)
         decoder = {("pixel_decoder", "decoder", *path): v for path, v in nnx.to_flat_state(nnx.state(teacher.decoder))}
         return {("pixel_decoder", "codebook"): teacher.quantize.codebook[...]} | {p: v[...] for p, v in decoder.items()}

@@ -9,33 +9,39 @@ written them, with the data (data.labels).
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
-from flax import nnx
 from jaxtyping import Array
 
 from zoo.errors import InputError
 from zoo.losses.tokens import prediction
 from zoo.models.maskgit_vqgan import MaskGitVqgan, MaskGitVqganConfig
 from zoo.models.titok import TiTokConfig
-from zoo.pretrained import load
+from zoo.pretrained import config_of, load
 from zoo.recipes import UNTRAINED, Aux, Frozen, Loss, Recipe, as_input
 from zoo.recipes.views import ThroughTeacher
 
 
-def read_teacher(name: str, vocab_size: int) -> MaskGitVqgan:
-    """The MaskGIT-VQGAN of a preset or a release folder.
+def teacher_config(name: str, vocab_size: int) -> MaskGitVqganConfig:
+    """Of the MaskGIT-VQGAN of a preset or a release folder.
 
     Raises:
         InputError: it is another model, or has another vocabulary.
     """
-    teacher = load(name).module
-    if not isinstance(teacher, MaskGitVqgan) or teacher.config.vocab_size != vocab_size:
+    _, config = config_of(name)
+    if not isinstance(config, MaskGitVqganConfig) or config.vocab_size != vocab_size:
         raise InputError(
             f"{name} is no MaskGIT-VQGAN of {vocab_size} codes; give the teacher of this recipe, e.g. "
             "maskgit_vqgan.imagenet, or set recipe.model.teacher_vocab_size"
         )
-    return teacher
+    return config
+
+
+def read_teacher(name: str, vocab_size: int) -> MaskGitVqgan:
+    """The MaskGIT-VQGAN itself; raises as `teacher_config`."""
+    teacher_config(name, vocab_size)
+    return load(name).module
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,15 +66,12 @@ class ProxyCodes(Recipe):
             raise InputError("proxy codes train a stage-1 TiTok: set recipe.model.legacy and leave out pixel_decoder")
 
     def frozen(self) -> dict[str, Frozen]:
-        def build(rngs: nnx.Rngs) -> MaskGitVqgan:
-            return self.teacher_config.build(rngs=rngs)
-
         missing = (
             "the recipe learns from a teacher and recipe.teacher names none: give maskgit_vqgan.imagenet (downloaded), "
             f"a release folder, or '{UNTRAINED}' to try the recipe out"
         )
-        read = lambda name: read_teacher(name, self.model.teacher_vocab_size)  # noqa: E731
-        return {"teacher": Frozen(build, read, self.teacher, missing)}
+        read = functools.partial(read_teacher, vocab_size=self.model.teacher_vocab_size)
+        return {"teacher": Frozen(self.teacher_config.build, read, self.teacher, missing)}
 
     def losses(self) -> dict[str, Loss]:
         return {"tokenizer": self._loss}

@@ -10,6 +10,7 @@ zoo/recipes/gan.py adds. Images are in [0, 1], so an L2 of 0.01 is 20 dB.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, Literal, Self
 
 import jax.numpy as jnp
@@ -76,13 +77,12 @@ class Reconstruction(Recipe):
 
         nets = {}
         if self.lpips_weight:
-            say = missing("lpips", LPIPS_FILES)
-            nets["lpips"] = Frozen(lambda rngs: LPIPS(rngs=rngs), load_lpips, self.lpips, say)
+            nets["lpips"] = Frozen(LPIPS, load_lpips, self.lpips, missing("lpips", LPIPS_FILES))
         if self.convnext_weight:
-            build, say = lambda rngs: ConvNeXt(ConvNeXtConfig(), rngs=rngs), missing("convnext", CONVNEXT_FILE)  # noqa: E731
-            nets["convnext"] = Frozen(build, load_convnext, self.convnext, say)
-        if (file := self.perceptual) is not None:
-            nets["perceptual"] = Frozen(lambda _: vgg16_hed(file), vgg16_hed, file, "")
+            build = functools.partial(ConvNeXt, ConvNeXtConfig())
+            nets["convnext"] = Frozen(build, load_convnext, self.convnext, missing("convnext", CONVNEXT_FILE))
+        if (file := self.perceptual) is not None:  # its layers' sizes are those of the file
+            nets["perceptual"] = Frozen(lambda rngs: vgg16_hed(file), vgg16_hed, file, "")
         return nets
 
     def check(self, config: Any) -> None:
@@ -111,7 +111,7 @@ class Reconstruction(Recipe):
         metrics = {name: value for name, (_, value) in terms.items()}
         mse = jnp.mean((jnp.clip(x_hat, 0, 1) - x) ** 2)
         metrics["psnr"] = -10 * jnp.log10(jnp.maximum(mse, 1e-10))
-        return total, Aux(metrics, quantized.stats, self.outputs(module, x, x_hat, h))
+        return total, Aux(metrics, quantized.stats, self.outputs(module, x_hat, h))
 
     def terms(self, nets: dict[str, Any], x: Array, x_hat: Array, losses: dict[str, Array], warm: Any = 1.0) -> Terms:
         """The weighted terms of the tokenizer's loss on images in [0, 1]; `losses` are the quantizer's."""
@@ -126,7 +126,7 @@ class Reconstruction(Recipe):
             terms["perceptual"] = (self.perceptual_weight, nets["perceptual"](x, x_hat))
         return terms
 
-    def outputs(self, module: Any, x: Array, x_hat: Array, h: Array) -> dict[str, Array]:
+    def outputs(self, module: Any, x_hat: Array, h: Array) -> dict[str, Array]:
         """What later losses and `advance` need of a batch."""
         clustering = isinstance(module.quantize, VQ) and module.quantize.clustering
         return {"latents": h} if clustering else {}
