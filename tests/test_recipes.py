@@ -23,7 +23,7 @@ from zoo.models.titok import TiTokConfig, ViTConfig
 from zoo.optim import Optimizer
 from zoo.pretrained import load, save
 from zoo.published import STAGE2
-from zoo.recipes.gan import DiscriminatorConfig, Gan
+from zoo.recipes.gan import Critic, DiscriminatorConfig, Gan
 from zoo.recipes.proxy_codes import ProxyCodes
 from zoo.recipes.reconstruction import Reconstruction
 from zoo.step import Program
@@ -113,6 +113,15 @@ def test_lecam_averages_follow_the_logits(adversarial):
     for i in (1, 2):
         means = np.array([metrics[i][f"discriminator/logits_{which}"] for which in ("real", "fake")])
         np.testing.assert_allclose(averages[i + 1], 0.999 * averages[i] + 0.001 * means, rtol=1e-5)
+
+
+def test_the_critics_numbers_are_float32_in_a_bfloat16_run():
+    critic = Critic(CRITIC, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    image = jax.ShapeDtypeStruct((2, SIDE, SIDE, 3), jnp.float32)
+    recipe = Gan(model=TEXT_AWARE, discriminator=CRITIC)
+    assert jax.eval_shape(critic, image).dtype == jnp.bfloat16
+    loss, aux = jax.eval_shape(lambda x: recipe.discriminator_terms(critic, x, x), image)
+    assert {leaf.dtype for leaf in jax.tree.leaves((loss, aux))} == {jnp.dtype(jnp.float32)}
 
 
 def test_clustered_codes_follow_their_use(adversarial):

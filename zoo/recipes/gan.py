@@ -26,6 +26,7 @@ from zoo.losses import adversarial
 from zoo.models.titok import TiTokConfig
 from zoo.nn.discriminators import BlurDiscriminator
 from zoo.optim import Optimizer
+from zoo.quantize.common import full_precision
 from zoo.recipes import UNTRAINED, Aux, Loss, as_input
 from zoo.recipes.proxy_codes import read_teacher, teacher_config
 from zoo.recipes.reconstruction import Reconstruction, Terms
@@ -105,7 +106,7 @@ class Gan(Reconstruction):
 
     def discriminator_terms(self, critic: Critic, x: Array, x_hat: Array) -> tuple[Array, Aux]:
         """The discriminator's loss on true and rebuilt images in [0, 1], and what it is made of."""
-        real, fake = critic(x), critic(x_hat)
+        real, fake = full_precision(critic(x)), full_precision(critic(x_hat))
         loss = {"hinge": adversarial.hinge, "non_saturating": adversarial.non_saturating}[self.gan](real, fake)
         lecam = adversarial.lecam(real, fake, critic.averages[...])
         metrics = {self.gan: loss, "lecam": lecam, "logits_real": jnp.mean(real), "logits_fake": jnp.mean(fake)}
