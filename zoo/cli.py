@@ -181,20 +181,29 @@ def decode(
     commands.decode(file, model, out)
 
 
-def eval_(model: Model, data: Annotated[str, Positional, arg(metavar="DATA")], *, out: FolderOption = None) -> None:
-    """PSNR, SSIM and codebook usage of a model on images, beside a thumbnail of equally many bits.
+def eval_(
+    model: Model,
+    data: Annotated[str, Positional, arg(metavar="DATA")],
+    *,
+    out: FolderOption = None,
+    lpips: Annotated[FileOption, arg(name="metrics.lpips")] = None,
+    inception: Annotated[FileOption, arg(name="metrics.inception")] = None,
+    effnet: Annotated[FileOption, arg(name="metrics.effnet")] = None,
+) -> None:
+    """PSNR, SSIM, codebook usage, LPIPS, rFID, Inception Score and KID(EffNet-Lite0) of a model on images.
+
+    Those that need the weights of a network that is not at hand are "not run". A thumbnail of equally many bits stands
+    beside PSNR and SSIM.
 
     Args:
         model: a preset or a release folder.
         data: a folder of images, 'bundled', a tensorflow-datasets folder, or ArrayRecord files.
         out: gets metrics.json, items.csv and worst.png; without it the numbers are only printed.
+        lpips: vgg16-397923af.pth of torchvision and vgg.pth of LPIPS 0.1, joined by a comma, or one file with both.
+        inception: pt_inception-2015-12-05-6726825d.pth of pytorch-fid.
+        effnet: efficientnet-lite0-57934424.pth; without it that of the extra [metrics].
     """
-    from zoo.data.sources import open_source
-    from zoo.evaluate import evaluate
-
-    source = open_source(data)
-    metrics = evaluate(commands.load(model), source, out)
-    print(table([[name, f"{value:,.6g}"] for name, value in metrics.items()]))
+    commands.evaluate(model, data, out, lpips=lpips, inception=inception, effnet=effnet)
 
 
 def compare(

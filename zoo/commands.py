@@ -40,9 +40,11 @@ def use_compilation_cache() -> None:
     """
     import jax
 
+    from zoo.pretrained import cache_folder
+
     if jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
         return
-    folder = Path(os.environ.get("ZOO_CACHE", Path.home() / ".cache" / "tokenizer-zoo")) / "xla"
+    folder = cache_folder() / "xla"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -249,6 +251,39 @@ def _paths(folder: Path, sources: list[str]) -> list[Path]:
         taken.add(path.resolve())
         paths.append(path)
     return paths
+
+
+def evaluate(model: str, data: str, out: str | None, **files: str | None) -> None:
+    """Measures, prints a table with the published numbers, and says of what was not run what it needs."""
+    from zoo import evaluate, presets, quality
+    from zoo.data.sources import open_source
+
+    source = open_source(data)
+    tokenizer = load(model)
+    preset = next((preset for preset in presets.all_presets() if preset.name == tokenizer.name), None)
+    about: dict[str, Any] = {"model": tokenizer.name, "data": data}
+    if preset and preset.published:
+        about |= {f"published_{name}": value for name, value in preset.published.items()}
+        about["published_on"] = preset.citation
+    measures = quality.from_files(**files)
+    metrics = evaluate.evaluate(tokenizer, source, out, quality=measures, about=about)
+    print(_metrics_table(metrics, measures.not_run))
+    for name, needs in measures.not_run.items():
+        print(f"{quality.NAMES[name]} not run: {needs}")
+
+
+def _metrics_table(metrics: dict[str, Any], not_run: Iterable[str]) -> str:
+    """Measured and published numbers side by side, then what they were measured on."""
+    published = {name.removeprefix("published_"): value for name, value in metrics.items() if "published_" in name}
+    numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+    names = [*(name for name in numbers if "published_" not in name), *not_run]
+    names += [name for name in published if name not in names and name != "on"]
+    rows = [["metric", "measured", "published"]] if published else [["metric", "measured"]]
+    for name in names:
+        cells = [name, f"{numbers[name]:,.6g}" if name in numbers else "not run"]
+        rows.append(cells + [f"{published[name]:,.6g}" if name in published else ""] * bool(published))
+    facts = [[name, value] for name, value in metrics.items() if isinstance(value, str)]
+    return f"{table(rows)}\n\n{table(facts)}"
 
 
 def compare(models: Sequence[str], data: Sequence[str], out: str) -> int:

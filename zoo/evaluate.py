@@ -23,6 +23,7 @@ from zoo.errors import DataError, InputError, WeightsError
 from zoo.metrics import codebook
 from zoo.metrics.image import psnr, ssim
 from zoo.pictures import BITS_PER_PIXEL, grid, save_png, thumbnail, to_uint8
+from zoo.quality import Quality, padded
 from zoo.types import Codes
 
 if TYPE_CHECKING:
@@ -36,8 +37,14 @@ COLUMNS: tuple[str, ...] = ("file", "psnr", "ssim", "thumbnail_psnr", "thumbnail
 
 
 def evaluate(
-    tokenizer: Tokenizer, source: Source, out: str | Path | None = None, *, batch_size: int = 16
-) -> dict[str, float | int]:
+    tokenizer: Tokenizer,
+    source: Source,
+    out: str | Path | None = None,
+    *,
+    batch_size: int = 16,
+    quality: Quality | None = None,
+    about: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """Encodes and decodes every image of `source` at the tokenizer's own size and measures the result.
 
     Args:
@@ -45,11 +52,14 @@ def evaluate(
         source: images with names. One that cannot be read is named on stderr, counted, and left out.
         out: folder for metrics.json, items.csv and worst.png (the 8 of lowest PSNR); None writes nothing.
         batch_size: images per call. The last batch is padded, so that one shape compiles.
+        quality: the metrics that need networks, new; what they lack is not measured.
+        about: what else the report says, e.g. {"data": the path}.
 
     Returns:
-        Flat and finite: psnr [dB], ssim (means over items), n, corrupt, image_size [px]; for a tokenizer with
-        codebooks also thumbnail_psnr, thumbnail_ssim, psnr_gain (psnr - thumbnail_psnr), bits_per_item,
-        bits_per_pixel, and usage, perplexity, entropy_bits of the ids (means over its codebooks).
+        Flat and finite: psnr [dB], ssim (means over items), n, corrupt, image_size [px], resize and crop in words; for
+        a tokenizer with codebooks also thumbnail_psnr, thumbnail_ssim, psnr_gain (psnr - thumbnail_psnr),
+        bits_per_item, bits_per_pixel, and usage, perplexity, entropy_bits of the ids (means over its codebooks); with
+        `quality` its summary; then `about`.
 
     Raises:
         DataError: there is no readable image.
@@ -60,10 +70,11 @@ def evaluate(
     spec = tokenizer.spec
     size, bits = spec.input_shape[0], spec.bits_per_item()
     batch_size = min(batch_size, len(source))
+    quality = quality or Quality()
     items, worst, corrupt, counts = [], [], {}, np.zeros((), np.int64)
     for names, images in _read_batches(source, size, batch_size, corrupt):
         output, codes = _reconstruct(tokenizer, images, names, batch_size)
-        rows, pictures = _measure(names, images, output, bits)
+        rows, pictures = _measure(names, images, output, bits, quality.add(images, output, batch_size))
         items += rows
         pairs = worst + list(zip(rows, pictures, strict=True))
         worst = sorted(pairs, key=lambda pair: pair[0]["psnr"])[:WORST]
@@ -75,6 +86,7 @@ def evaluate(
     metrics = _summary(items, size, bits) | {"n": len(items), "corrupt": len(corrupt), "image_size": size}
     if not spec.continuous:
         metrics |= _codebook_metrics(counts, spec.vocab_sizes)
+    metrics |= quality.summary() | (about or {})
     if folder:
         _write_json(folder / "metrics.json", metrics)
         _write_items(folder / "items.csv", items)
@@ -149,8 +161,7 @@ def _reconstruct(
 ) -> tuple[np.ndarray, Codes]:
     """uint8 [n, s, s, 3] there and back. The codes keep the padding: only their first n count."""
     n = len(images)
-    padded = np.concatenate([images, np.repeat(images[-1:], batch_size - n, axis=0)])
-    codes = tokenizer.encode(padded)
+    codes = tokenizer.encode(padded(images, batch_size))
     output = np.asarray(tokenizer.decode(codes))[:n]
     finite = np.isfinite(output).all(axis=(1, 2, 3))
     if not finite.all():
@@ -184,16 +195,17 @@ def _model_numbers(tokenizer: Tokenizer, images: np.ndarray, output: np.ndarray)
 
 
 def _measure(
-    names: Sequence[str], images: np.ndarray, output: np.ndarray, bits: float | None
+    names: Sequence[str], images: np.ndarray, output: np.ndarray, bits: float | None, more: dict[str, list[float]]
 ) -> tuple[list[dict[str, Any]], list[list[np.ndarray]]]:
-    """Per item: a row of items.csv, and [original, reconstruction(, thumbnail)]."""
+    """Per item: a row of items.csv, with columns of `more`, and [original, reconstruction(, thumbnail)]."""
     columns: list[Sequence[Any]] = [names, psnr(images, output).tolist(), ssim(images, output).tolist()]
     shown = [images, output]
     if bits is not None:
         small = np.stack([thumbnail(image, bits)[0] for image in images])
         columns += [psnr(images, small).tolist(), ssim(images, small).tolist()]
         shown.append(small)
-    rows = [dict(zip(COLUMNS, values, strict=False)) for values in zip(*columns, strict=True)]
+    keys = [*COLUMNS[: len(columns)], *more]
+    rows = [dict(zip(keys, values, strict=True)) for values in zip(*columns, *more.values(), strict=True)]
     return rows, [list(pictures) for pictures in zip(*shown, strict=True)]
 
 
@@ -203,8 +215,9 @@ def _valid_ids(codes: Codes, n: int) -> np.ndarray:
     return ids if codes.mask is None else np.where(np.asarray(codes.mask)[:n, :, None], ids, -1)
 
 
-def _summary(items: list[dict[str, Any]], size: int, bits: float | None) -> dict[str, float]:
-    means = {key: float(np.mean([item[key] for item in items])) for key in items[0] if key != "file"}
+def _summary(items: list[dict[str, Any]], size: int, bits: float | None) -> dict[str, Any]:
+    means: dict[str, Any] = {key: float(np.mean([item[key] for item in items])) for key in items[0] if key != "file"}
+    means |= {"resize": f"shorter edge to {size} px, bicubic", "crop": f"centre, {size} x {size} px"}
     if bits is None:
         return means
     gain = means["psnr"] - means["thumbnail_psnr"]
@@ -323,7 +336,7 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 
 def _write_items(path: Path, items: list[dict[str, Any]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="")
+        writer = csv.DictWriter(file, [*COLUMNS, *(key for key in items[0] if key not in COLUMNS)], restval="")
         writer.writeheader()
         for item in items:
             writer.writerow({key: f"{value:.4f}" if key != "file" else value for key, value in item.items()})

@@ -12,6 +12,8 @@ from jaxtyping import Float, Shaped
 
 from zoo.errors import DataError
 
+ROWS = 1024  # of a kernel matrix that are in memory at once
+
 
 class FeatureStatistics:
     """Mean and covariance of features that come in batches; memory does not grow with their number."""
@@ -86,11 +88,12 @@ def kernel_distance(a: Shaped[np.ndarray, "n d"], b: Shaped[np.ndarray, "m d"]) 
         raise DataError(f"a kernel distance needs at least 2 images in each set, got {len(a)} and {len(b)}")
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
 
-    def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return (x @ y.T / x.shape[1] + 1) ** 3
+    def total(x: np.ndarray, y: np.ndarray) -> float:
+        rows = range(0, len(x), ROWS)
+        return sum(((x[i : i + ROWS] @ y.T / x.shape[1] + 1) ** 3).sum() for i in rows)
 
     def within(x: np.ndarray) -> float:
-        values = kernel(x, x)
-        return (values.sum() - np.trace(values)) / (len(x) * (len(x) - 1))
+        same = ((np.sum(x * x, 1) / x.shape[1] + 1) ** 3).sum()
+        return (total(x, x) - same) / (len(x) * (len(x) - 1))
 
-    return float(within(a) + within(b) - 2 * kernel(a, b).mean())
+    return float(within(a) + within(b) - 2 * total(a, b) / (len(a) * len(b)))
