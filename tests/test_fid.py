@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from zoo.errors import DataError
+from zoo.metrics import fid
 from zoo.metrics.fid import FeatureStatistics, InceptionScore, frechet_distance, kernel_distance
 
 
@@ -67,3 +68,10 @@ def test_too_few_images_are_refused():
         InceptionScore().value()
     with pytest.raises(DataError, match="got 5 and 1"):
         kernel_distance(np.zeros((5, 3)), np.zeros((1, 3)))
+
+
+def test_the_kernel_distance_is_the_same_in_parts(monkeypatch):
+    a, b = np.random.default_rng(0).normal(size=(2, 10, 4))
+    whole = kernel_distance(a, b[:7])
+    monkeypatch.setattr(fid, "ROWS", 3)
+    np.testing.assert_allclose(kernel_distance(a, b[:7]), whole, rtol=1e-12)

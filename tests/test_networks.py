@@ -192,6 +192,10 @@ def test_lpips_is_read_from_one_file_or_from_two(tmp_path):
         assert set(back) == set(weights) and all((back[name] == weights[name]).all() for name in weights)
     with pytest.raises(WeightsError, match="heads.npz is not vgg16-397923af.pth .* missing: net.slice1.0.bias"):
         published.load_lpips(str(tmp_path / "heads.npz"))
+    np.savez(tmp_path / "convnext.npz", **{"features.1.0.block.0.weight": np.zeros((2, 1, 7, 7))})
+    for file, missing in (("vgg16.npz", "lin0.model.1.weight"), ("convnext.npz", "net.slice1.0.bias")):
+        with pytest.raises(WeightsError, match=f"{file} is not vgg16-397923af.pth .* missing: {missing}"):
+            published.load_lpips(str(tmp_path / file))
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,7 @@ from zoo.errors import WeightsError
 from zoo.nn.convnext import ConvNeXt, ConvNeXtConfig
 from zoo.nn.efficientnet import EfficientNetLite0
 from zoo.nn.inception import Inception
-from zoo.nn.lpips import LPIPS
-from zoo.nn.vgg import CONVS_PER_STAGE
+from zoo.nn.lpips import CHANNELS, LPIPS
 from zoo.presets import networks
 from zoo.presets.rules import Rule
 from zoo.pretrained import read_published
@@ -44,17 +43,17 @@ def load_lpips(files: str) -> LPIPS:
         tensors |= _read(file, LPIPS_FILES)
     tensors = {_lpips_name(name): tensor for name, tensor in tensors.items()}
     tensors = {name: t for name, t in tensors.items() if not name.startswith(("classifier.", "scaling_layer."))}
-    channels = [np.shape(tensors.get(f"lin{i}.model.1.weight", [[]]))[1] for i in range(len(CONVS_PER_STAGE))]
+    heads = [tensors.get(f"lin{i}.model.1.weight") for i in range(len(CHANNELS))]
+    channels = [c if head is None else np.size(head) for c, head in zip(CHANNELS, heads, strict=True)]
     return _fitted(lambda: LPIPS(channels, rngs=nnx.Rngs(0)), networks.LPIPS, tensors, files, LPIPS_FILES)
 
 
 def _lpips_name(name: str) -> str:
     """Of torchvision's VGG16 ("features.5.weight") and of the heads ("lin0.model.1.weight", the same)."""
-    parts = name.split(".")
-    if parts[0] != "features":
-        return name
-    stage = networks.SLICES[networks.VGG16_INDICES.index(int(parts[1]))]
-    return f"net.slice{stage}.{parts[1]}.{parts[2]}"
+    for stage, index in zip(networks.SLICES, networks.VGG16_INDICES, strict=True):
+        if name.startswith(f"features.{index}."):
+            return name.replace("features", f"net.slice{stage}", 1)
+    return name
 
 
 def load_convnext(file: str) -> ConvNeXt:
