@@ -3,22 +3,25 @@
     pickles: a magic number | a version | sizes of C types | the state dict, whose tensors name storages | their names
     then for each storage: int64 count, raw little-endian numbers
 
-A pickle can run code. This one may name the few things below, none of which does, and anything else is refused, as
-torch's own weights_only loader does.
+A pickle is a program and can run anything. These are never run: `pickletools` lists their operations, and `_read`
+follows the few that a state dict needs. What names anything else is refused.
 """
 
 from __future__ import annotations
 
-import collections
 import math
-import pickle
+import pickletools
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 MAGIC = 0x1950A86A20F9469CFC6C
-DTYPES = {"FloatStorage": "<f4", "DoubleStorage": "<f8", "HalfStorage": "<f2", "LongStorage": "<i8"}
+STORAGES = {
+    **{"torch FloatStorage": "<f4", "torch DoubleStorage": "<f8"},
+    **{"torch HalfStorage": "<f2", "torch LongStorage": "<i8"},
+}
 Tensor = tuple[str, int, list[int], list[int]]  # storage, offset, shape and axes as they lie there
 
 
@@ -27,35 +30,81 @@ def _tensor(storage: str, offset: int, shape: tuple[int, ...], strides: tuple[in
     axes = sorted(range(len(shape)), key=lambda i: (shape[i] == 1, -strides[i]))
     stored = [shape[i] for i in axes]
     if any(n > 1 and strides[axes[i]] != math.prod(stored[i + 1 :]) for i, n in enumerate(stored)):
-        raise pickle.UnpicklingError(f"it holds a tensor {shape} of strides {strides}, which leaves numbers out")
+        raise ValueError(f"it holds a tensor {shape} of strides {strides}, which leaves numbers out")
     return storage, offset, stored, axes
 
 
-ALLOWED = {
-    ("collections", "OrderedDict"): collections.OrderedDict,
-    ("torch._utils", "_rebuild_tensor"): _tensor,
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
-    **{("torch", name): name for name in DTYPES},
+CALLS: dict[str, Callable[..., Any]] = {
+    "collections OrderedDict": dict,
+    "torch._utils _rebuild_tensor": _tensor,
+    "torch._utils _rebuild_tensor_v2": _tensor,
+    "torch._utils _rebuild_parameter": lambda tensor, *_: tensor,
+}
+MARK = object()
+CONSTANTS: dict[str, Callable[[], Any]] = {
+    **{"MARK": lambda: MARK, "EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple},
+    **{"NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False},
 }
 
 
-class _Unpickler(pickle.Unpickler):
-    """Builds only dicts, and descriptions of tensors and storages."""
+def _read(file: BinaryIO, dtypes: dict[str, str]) -> Any:
+    """The value of the pickle that begins here, of dicts, lists, tuples, numbers, text and tensors.
 
-    def __init__(self, file: BinaryIO):
-        super().__init__(file)
-        self.dtypes: dict[str, str] = {}
+    Storages stand as their keys; their types go into `dtypes`.
+    """
+    stack: list[Any] = []
+    memo: dict[int, Any] = {}
 
-    def find_class(self, module_name: str, global_name: str) -> Any:
-        if (module_name, global_name) not in ALLOWED:
-            raise pickle.UnpicklingError(f"it names {module_name}.{global_name}, which is no part of a state dict")
-        return ALLOWED[module_name, global_name]
+    operations: Iterable[tuple[Any, Any, Any]] = pickletools.genops(file)
+    for operation, argument, _ in operations:
+        match operation.name:
+            case "PROTO" | "STOP":
+                continue
+            case "GLOBAL":
+                if argument not in CALLS | STORAGES:
+                    raise ValueError(f"it names {argument.replace(' ', '.')}, which is no part of a state dict")
+                stack.append(argument)
+            case "REDUCE":
+                values = stack.pop()
+                stack.append(CALLS[stack.pop()](*values))
+            case "BUILD":  # attributes of an OrderedDict: torch keeps versions there
+                stack.pop()
+            case "BINPERSID":
+                _, storage, key, *_ = stack.pop()
+                dtypes[key] = STORAGES[storage]
+                stack.append(key)
+            case "BINPUT" | "LONG_BINPUT":
+                memo[argument] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(memo[argument])
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                count = int(operation.name[-1])
+                stack[-count:] = [tuple(stack[-count:])]
+            case "TUPLE":
+                stack.append(tuple(_since_mark(stack)))
+            case "APPENDS":
+                values = _since_mark(stack)
+                stack[-1].extend(values)
+            case "SETITEM":
+                value, key = stack.pop(), stack.pop()
+                stack[-1][key] = value
+            case "SETITEMS":
+                values = _since_mark(stack)
+                stack[-1].update(zip(values[::2], values[1::2], strict=True))
+            case name if name in CONSTANTS:
+                stack.append(CONSTANTS[name]())
+            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINUNICODE":
+                stack.append(argument)
+            case name:
+                raise ValueError(f"it has the pickle operation {name}, which no state dict needs")
+    return stack.pop()
 
-    def persistent_load(self, pid: Any) -> str:
-        _, storage, key, *_ = pid
-        self.dtypes[key] = DTYPES[storage]
-        return key
+
+def _since_mark(stack: list[Any]) -> list[Any]:
+    at = max(i for i, value in enumerate(stack) if value is MARK)
+    values = stack[at + 1 :]
+    del stack[at:]
+    return values
 
 
 def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
@@ -64,17 +113,15 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     Raises:
         Exception: of many kinds, where the file is another one or truncated.
     """
+    dtypes: dict[str, str] = {}
     with Path(path).open("rb") as file:
-        if _Unpickler(file).load() != MAGIC:
-            raise pickle.UnpicklingError("it is no file of torch.save")
-        for _ in ("version", "sizes of C types"):
-            _Unpickler(file).load()
-        described = _Unpickler(file)
-        state = described.load()
+        if _read(file, dtypes) != MAGIC:
+            raise ValueError("it is no file of torch.save")
+        _version, _sizes, state, keys = (_read(file, dtypes) for _ in range(4))
         storages = {}
-        for key in _Unpickler(file).load():
+        for key in keys:
             (count,) = np.fromfile(file, "<i8", 1)
-            storages[key] = np.fromfile(file, described.dtypes[key], count)
+            storages[key] = np.fromfile(file, dtypes[key], count)
     return {
         name: storages[key][offset : offset + math.prod(shape)].reshape(shape).transpose(np.argsort(axes))
         for name, (key, offset, shape, axes) in state.items()
