@@ -31,18 +31,17 @@ def attention(
 ) -> Float[Array, "b t h d"]:
     """softmax(q k^T / sqrt(d)) v; `mask` is True where a query may look.
 
-    bfloat16 and float16 on a GPU go through cuDNN where it takes the shape; softmax is float32 otherwise.
-    float64 has its own softmax, since the library's is only good to 1.5e-7.
+    bfloat16 and float16 on a GPU go through cuDNN where it takes the shape. Elsewhere scores and softmax are at least
+    float32, and written out: the library's own is slower on a CPU and its float64 only good to 1.5e-7.
     """
-    if q.dtype == jnp.float64:
-        scores = jnp.einsum("bthd,bshd->bhts", q, k) / jnp.sqrt(q.shape[-1])
-        if mask is not None:
-            scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min / 2)  # finite, as the library's
-        return jnp.einsum("bhts,bshd->bthd", jax.nn.softmax(scores, -1), v)
     fits_cudnn = q.shape[-1] % 8 == 0 and q.shape[-1] <= 128 and q.shape[1] % 2 == 0 and k.shape[1] % 2 == 0
-    half = q.dtype in (jnp.bfloat16, jnp.float16)
-    backend = "cudnn" if half and fits_cudnn and jax.default_backend() == "gpu" else "xla"
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=backend)
+    if fits_cudnn and q.dtype in (jnp.bfloat16, jnp.float16) and jax.default_backend() == "gpu":
+        return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    scores = jnp.einsum("bthd,bshd->bhts", q, k, preferred_element_type=wide) * q.shape[-1] ** -0.5
+    if mask is not None:
+        scores = jnp.where(mask, scores, jnp.finfo(wide).min / 2)  # finite: a row without any True stays so
+    return jnp.einsum("bhts,bshd->bthd", jax.nn.softmax(scores, -1).astype(q.dtype), v)
 
 
 class SelfAttention(nnx.Module):

@@ -14,6 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from zoo.nn.stack import Stack
+from zoo.nn.vit import gelu
 
 EPS = 1e-6
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, in [0, 1]
@@ -40,7 +41,7 @@ class Block(nnx.Module):
         self.scale = nnx.Param(jnp.full(width, 1e-6))
 
     def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
-        h = jax.nn.gelu(self.up(self.norm(self.depthwise(x))), approximate=False)
+        h = gelu(self.up(self.norm(self.depthwise(x))))
         return x + self.scale[...] * self.down(h)
 
 

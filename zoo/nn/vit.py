@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float
@@ -22,6 +23,15 @@ def linear(d_in: int, d_out: int, *, init: Init = NORMAL, dtype=None, rngs: nnx.
     return nnx.Linear(d_in, d_out, kernel_init=init, bias_init=bias_init(init, d_in), dtype=dtype, rngs=rngs)
 
 
+def gelu(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """Exact GELU, x/2 (1 + erf(x / sqrt 2)), at least in float32 as torch computes it.
+
+    jax.nn.gelu goes through erfc, which takes 2.7 times as long on a CPU.
+    """
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
+
+
 class Mlp(nnx.Module):
     """Linear, exact (erf) GELU, Linear."""
 
@@ -30,7 +40,7 @@ class Mlp(nnx.Module):
         self.down = linear(hidden, width, init=init, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-        return self.down(jax.nn.gelu(self.up(x), approximate=False))
+        return self.down(gelu(self.up(x)))
 
 
 class Block(nnx.Module):
