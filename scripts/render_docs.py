@@ -1,4 +1,4 @@
-"""Renews the README's tables and zoo/presets/verification.json; --check compares, and exits 1 on drift."""
+"""Renews what is generated: README tables, docs/benchmarks.md, verification.json; --check exits 1 on drift."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from zoo import presets, tables
+from zoo import bench_report, presets, tables
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -46,10 +46,12 @@ def main(arguments: list[str]) -> int:
     put(tables.VERIFICATION, json.dumps(facts, indent=2) + "\n")
     readme = ROOT / "README.md"
     put(readme, tables.render(readme.read_text(encoding="utf-8")))
+    measured = json.loads((ROOT / "docs" / "benchmarks.json").read_text(encoding="utf-8"))
+    put(ROOT / "docs" / "benchmarks.md", bench_report.markdown(measured))
     if arguments and stale:
         print(f"out of date: {', '.join(stale)}; run scripts/render_docs.py and commit", file=sys.stderr)
         return 1
-    print(f"{'written' if stale else 'up to date'}: {', '.join(stale) or 'README.md, verification.json'}")
+    print(f"written: {', '.join(stale)}" if stale else "up to date")
     return 0
 
 

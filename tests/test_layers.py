@@ -17,7 +17,8 @@ LAYERS = (
     "models",
     "tokenizer presets convert checkpoint torchfile",
     "hub pretrained networks quality elastic recipes tables",
-    "train published step runlog launch finish evaluate export parity parity_blocks parity_training bench quickstart",
+    "train published step runlog launch finish evaluate export parity parity_blocks parity_training quickstart "
+    "flops bench bench_peers bench_report",
     "cli commands",
 )
 LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts.split()}

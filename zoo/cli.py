@@ -296,6 +296,20 @@ def parity(
     return 1 if differ or broken else 2 if unknown else 0
 
 
+def bench(
+    what: Annotated[str, Positional, arg(metavar="WHAT", help_behavior_hint="")] = "all",
+    *,
+    json: FileOption = None,
+) -> int:
+    """How fast the models are here, and beside PyTorch; all of it takes long on a CPU.
+
+    Args:
+        what: models, train, data, pairs, cold (`zoo encode` from start to end) or all; or a preset, alone.
+        json: also writes every row to this file, as it goes.
+    """
+    return commands.bench(what, json)
+
+
 def _existing(folder: str) -> Path:
     if not Path(folder).is_dir():
         raise DataError(f"{folder} is no folder; give parity cases, or folders of them")
@@ -347,6 +361,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "train": train,
     "convert": convert,
     "parity": parity,
+    "bench": bench,
 }
 
 if __name__ == "__main__":

@@ -308,6 +308,26 @@ def compare(models: Sequence[str], data: Sequence[str], out: str) -> int:
     return 1 if images.bad else 0
 
 
+def bench(what: str, json: str | None) -> int:
+    """Prints each row as it is measured; 1 if there are none. What lacks a package is named and left out."""
+    from zoo import bench
+
+    parts = bench.parts(what)
+    if json:
+        check_writable(Path(json).parent)
+    rows = []
+    for part in parts:
+        try:
+            for row in part():
+                print(bench.line(row), flush=True)
+                rows.append(row)
+                if json:
+                    _write_json(Path(json), rows)
+        except InputError as error:
+            complain(error)
+    return 0 if rows else 1
+
+
 # -- files
 
 

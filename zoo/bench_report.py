@@ -1,0 +1,155 @@
+"""docs/benchmarks.md from the rows that `zoo bench --json` wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+Row = dict[str, Any]  # see zoo.bench.parts
+
+# what, case, the field that counts, what it should be at least (True) or at most, and that number
+GOALS = (
+    ("pairs", "titok_s128.imagenet encode, batch 8", "ratio", True, 1.3),
+    ("pairs", "titok_s128.imagenet decode, batch 8", "ratio", True, 1.3),
+    ("pairs", "maskgit_vqgan_f16.imagenet encode and decode, batch 2", "ratio", True, 1.0),
+    ("cold", "zoo encode PHOTO, empty compilation cache", "ours", False, 10.0),
+    ("data", "2 threads, 64 px, decoded once", "ratio", True, 1.0),
+    ("data", "2 threads, 256 px, decoded once", "ratio", True, 1.0),
+)
+HEAD = """# Benchmarks
+
+Written by scripts/render_docs.py from docs/benchmarks.json, the rows of `zoo bench --json FILE`.
+Weights are random, since they do not change the speed; inputs are on the device before, and results are waited for.
+A number is the median of repeated runs after one that does not count, in brackets the lowest and the highest.
+
+"""
+NOT_RUN = "GPU and TPU: not run, so that training in bf16 at 50% of a GPU's peak (TiTok-B and -L) is open."
+PAIRS = """Ours and a PyTorch peer take turns in one process with equally many threads, in float32; the ratio is
+the median over the turns, and above 1 ours is faster. The peers are what a PyTorch user would write from library parts:
+
+- TiTok: `torch.nn.TransformerEncoderLayer` in evaluation mode, of the same widths, with the same embeddings, codebook
+  search and codes head; decoding ends at the logits over the teacher's codes, whose decoder is the other pair.
+- MaskGIT-VQGAN: diffusers' `VQModel` without attention and with the same number of residual blocks. It differs in what
+  its config does not offer: it halves by strided 3x3 convolutions where ours averages, all its convolutions have
+  biases, and its shortcuts take the block's input. Its decoder's third block of each level is taken out.
+"""
+TRIED = """
+### What was tried on 2 CPU cores
+
+Ratios moved with what else ran. Three runs of the pairs, at loads of 6.2, 3.0 and 2.8 (two of it ours), gave for encode
+and decode together 1.16, 0.84 and 0.88 for TiTok-S-128, and 1.12, 1.03 and 0.92 for MaskGIT-VQGAN. The table has the
+last, at the lowest load; none had the machine to itself, so that a quiet run is still owed.
+
+TiTok-S-128 is bound by matmuls, which ran at 86 to 92 GFLOP/s on one core in JAX and at 68 to 92 in PyTorch. In
+processor time, which other programs disturb less, an encode of 8 images on two cores took ours 3.07 s, PyTorch 3.31 s,
+and ours without its attention 2.28 s: 1.3 times PyTorch would leave 0.27 s for it. One core, TiTok-S at batch 2:
+
+| part | before | now | PyTorch |
+| --- | --- | --- | --- |
+| attention of a block: the library's, then written out | 16.0 ms | 11.4 ms | 9.1 ms |
+| GELU: through erfc, then erf | 2.4 ms | 0.9 ms | 1.3 ms |
+| matmuls of a block but for attention | 54.7 ms | 54.7 ms | 59.6 ms |
+
+At batch 8 on two cores the attention saved 6% of the processor time (3.07 s instead of 3.28 s), and nothing beyond the
+noise by the clock. Neither did unrolled layers instead of a scan, heads folded into the batch, dividing after the
+weighted sum, or a loop over heads. Not tried: computing only the positions that are read out in the last block, which
+is about 7% of the encoder's FLOPs and 4% of the decoder's. MaskGIT-VQGAN was neither changed nor profiled.
+"""
+DATA = "The loader beside what the train step of the same batch consumes; crops and mirrors, no colour changes."
+MODELS = "FLOPs are XLA's count with each scan's body as often as it runs. MiB are arguments, temporaries and outputs."
+NOTES = {"pairs": PAIRS, "data": DATA, "models": MODELS}
+TITLES = {
+    "cold": "A command of its own",
+    "pairs": "Beside PyTorch",
+    "models": "Encode and decode",
+    "train": "Train step",
+    "data": "Data loader",
+}
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The whole page."""
+    sections = [HEAD, "## Goals\n\n", _goals(rows), f"\n{NOT_RUN}\n", _machine(rows)]
+    for what, title in TITLES.items():
+        if mine := [row for row in rows if row["what"] == what]:
+            note = f"{NOTES[what].rstrip()}\n\n" if what in NOTES else ""
+            sections.append(f"\n## {title}\n\n{note}{_by_case(mine) if what in ('models', 'train') else _plain(mine)}")
+            sections.append(TRIED if what == "pairs" else "")
+    return "".join(sections)
+
+
+def _goals(rows: Sequence[Row]) -> str:
+    cells = []
+    for what, case, field, at_least, limit in GOALS:
+        found = [row for row in rows if (row["what"], row["case"]) == (what, case)]
+        unit = "times the peer" if field == "ratio" else "s"
+        asked = f"{'at least' if at_least else 'at most'} {limit:g} {unit}"
+        if not found:
+            cells.append([case, asked, "not run", ""])
+            continue
+        value = found[0][field]
+        met = value >= limit if at_least else value <= limit
+        verdict = "met" if met else f"missed by {abs(value - limit) / limit:.0%}"
+        cells.append([case, asked, f"{_number(value)} {_spread(found[0])}", verdict])
+    return _table(["case", "goal", "measured", "verdict"], cells)
+
+
+def _machine(rows: Sequence[Row]) -> str:
+    """Devices, versions, and how busy the machine was."""
+    versions: dict[str, str] = {}
+    for row in rows:
+        versions |= row["versions"]
+    devices = sorted({f"{row['device']}, {row['threads']} threads" for row in rows})
+    loads = [row["load"] for row in rows]
+    lines = [
+        f"Measured on {'; '.join(devices)}.",
+        f"Versions: {', '.join(f'{name} {version}' for name, version in versions.items())}.",
+        f"Programs that ran or waited to run: {min(loads, default=0):.2g} to {max(loads, default=0):.2g}. Where it is "
+        "above the threads, others used the machine too: rates are then too low, and ratios uncertain.",
+    ]
+    return "\n" + "\n".join(lines) + "\n"
+
+
+def _plain(rows: Sequence[Row]) -> str:
+    """A line per row."""
+    if all(row["peer"] is None for row in rows):
+        cells = [[row["case"], f"{_number(row['ours'])} {row['unit']} {_spread(row)}"] for row in rows]
+        return _table(["case", "measured"], cells)
+    cells = [
+        [
+            row["case"],
+            f"{_number(row['ours'])} {row['unit']}",
+            f"{_number(row['peer'])} ({row['peer_name']})",
+            f"{_number(row['ratio'])} {_spread(row)}",
+        ]
+        for row in rows
+    ]
+    return _table(["case", "ours", "peer", "ratio"], cells)
+
+
+def _by_case(rows: Sequence[Row]) -> str:
+    """A line per case, a column per unit."""
+    units = list(dict.fromkeys(row["unit"] for row in rows))
+    cases: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        cases.setdefault(row["case"], {})[row["unit"]] = row
+    show: Callable[[Row], str] = lambda row: (  # noqa: E731
+        f"{_number(row['ours'])} {_spread(row)}" if row["unit"].endswith("/s") else _number(row["ours"])
+    )
+    cells = [[case, *(show(by[unit]) if unit in by else "" for unit in units)] for case, by in cases.items()]
+    return _table(["case", *units], cells)
+
+
+def _number(value: float) -> str:
+    """Three digits, and no exponent."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _spread(row: Row) -> str:
+    low, high = row["spread"]
+    return f"({_number(low)} to {_number(high)})" if low != high else ""
+
+
+def _table(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *cells]
+    return "".join(f"| {' | '.join(cell.strip() for cell in line)} |\n" for line in lines)
