@@ -269,15 +269,17 @@ def in_turns(ours: Callable[[], Any], theirs: Callable[[], Any]) -> np.ndarray:
     return np.array(times)[:, 1:]
 
 
-def _compile(what: str, case: str, function: Any, args: tuple[Any, ...], batch: int) -> tuple[Any, list[Row]]:
-    """A compiled function, and rows for its FLOPs, compile time and memory."""
+def _compile(
+    what: str, case: str, function: Any, args: tuple[Any, ...], batch: int, static: tuple[Any, ...] = ()
+) -> tuple[Any, list[Row]]:
+    """A compiled function of `args`, and rows for its FLOPs, compile time and memory."""
     start = time.perf_counter()
-    program = function.lower(*args).compile()
+    program = function.lower(*args, *static).compile()
     seconds = time.perf_counter() - start
     memory = program.memory_analysis()
     used = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
     return program, [
-        row(what, case, "GFLOP/image", [flops.count(function, *args) / batch / 1e9]),
+        row(what, case, "GFLOP/image", [flops.count(lambda *a: function(*a, *static), *args) / batch / 1e9]),
         row(what, case, "MiB", [(used - memory.alias_size_in_bytes) / 2**20]),
         row(what, case, "s to compile", [seconds]),
     ]
@@ -288,9 +290,9 @@ def _step(what: str, case: str, config: TrainConfig) -> tuple[Callable[[], Any],
     mesh, batch = sharding.make_mesh(1), config.data.batch_size
     program, side = Program(config, mesh), config.data.image_size
     images = np.random.default_rng(0).integers(0, 256, (batch, side, side, 3), np.uint8)
-    x = sharding.put_batch(mesh, {"image": images})
-    state = program.init()
-    compiled, rows = _compile(what, case, program.jit_step, (state, x, program.frozen), batch)
+    state, x = program.init(), sharding.put_batch(mesh, {"image": images})
+    args = (state, x, program.frozen)
+    compiled, rows = _compile(what, case, program.jit_step, args, batch, (program.active(None),))
 
     def step() -> Any:
         nonlocal state
@@ -326,9 +328,8 @@ def _random(config: Any) -> Any:
     """A model with weights drawn in numpy, which takes seconds where its own start takes minutes at full size."""
     rng = np.random.default_rng(0)
     graph, state = nnx.split(nnx.eval_shape(lambda: config.build(rngs=nnx.Rngs(0))))
-    return nnx.merge(
-        graph, jax.tree.map(lambda a: jax.device_put(0.02 * rng.standard_normal(a.shape, np.float32)), state)
-    )
+    arrays = jax.tree.map(lambda a: jax.device_put(0.02 * rng.standard_normal(a.shape, np.float32)), state)
+    return nnx.merge(graph, arrays)
 
 
 def _images(module: Any, batch: int) -> jax.Array:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import pickletools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -55,8 +55,8 @@ def _read(file: BinaryIO, dtypes: dict[str, str]) -> Any:
     stack: list[Any] = []
     memo: dict[int, Any] = {}
 
-    operations: Iterable[tuple[Any, Any, Any]] = pickletools.genops(file)
-    for operation, argument, _ in operations:
+    argument: Any
+    for operation, argument, _ in pickletools.genops(file):
         match operation.name:
             case "PROTO" | "STOP":
                 continue
