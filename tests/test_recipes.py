@@ -221,6 +221,14 @@ def test_labels_find_their_image(photos, teacher, tmp_path):
         Labels(tmp_path / "bad.npz", ["0.png"])
 
 
+def test_labels_are_refused_before_the_state_is_made(photos, teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr("zoo.train.start", lambda *_: pytest.fail("the state was made"))
+    config = run_config(ProxyCodes(model=LEGACY, teacher=str(teacher)))
+    data = dataclasses.replace(config.data, path=str(photos), labels=str(tmp_path / "none.npz"))
+    with pytest.raises(DataError, match="cannot read the labels .*none.npz"):
+        train(dataclasses.replace(config, data=data), tmp_path / "run")
+
+
 @pytest.mark.slow
 def test_both_stages_from_stored_ids(photos, teacher, tmp_path):
     """zoo encode, stage 1, stage 2: each starts from what the one before it wrote."""

@@ -117,22 +117,24 @@ def train(config: TrainConfig, workdir: str | Path) -> dict[str, Any]:
     log = RunLog(workdir, config)
     checkpoints = Checkpoints(workdir / "checkpoints", config.keep)
     restored = checkpoints.restore_latest(program.target)
-    step, state = restored[:2] if restored else (0, start(config, program))
+    step, state = restored[:2] if restored else (0, None)
+    where = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    batches = train_batches(source, config.data, start_step=step, **where)  # refuses labels before the state is made
+    state = state or start(config, program)
     log.truncate(step)
     sample = next(eval_batches(heldout, config.data.image_size, 8, {}), (None, None))[1]
     with _Sigterm() as sigterm, log:
         try:
-            state = _loop(config, program, mesh, state, step, source, log, checkpoints, sample, sigterm)
+            state = _loop(config, program, mesh, state, step, batches, source, log, checkpoints, sample, sigterm)
         finally:
+            batches.close()
             checkpoints.wait()
             log.corrupt(source.corrupt)
     return finish(tokenizer_of(config, program, state), view_of(config, program, state), config, heldout, workdir)
 
 
-def _loop(config, program, mesh, state, step, source, log, checkpoints, sample, sigterm) -> TrainState:
+def _loop(config, program, mesh, state, step, batches, source, log, checkpoints, sample, sigterm) -> TrainState:
     """Steps until the end, logging, drawing and saving on the way."""
-    where = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    batches = train_batches(source, config.data, start_step=step, **where)
     meta, rate = to_json(config), config.optim.schedule(config.steps)
     pending: list[dict[str, jax.Array]] = []
     while step < config.steps:
@@ -158,7 +160,6 @@ def _loop(config, program, mesh, state, step, source, log, checkpoints, sample, 
             if jax.process_index() == 0:
                 print(f"SIGTERM: saved step {step}; the same command goes on from there", file=sys.stderr)
             raise SystemExit(0)
-    batches.close()
     return state
 
 
