@@ -246,6 +246,7 @@ def test_both_stages_from_stored_ids(photos, teacher, tmp_path):
     assert same(nnx.to_pure_dict(nnx.state(one.encoder)), nnx.to_pure_dict(nnx.state(two.encoder)))
 
 
+@pytest.mark.slow
 def test_stage_2_starts_from_stage_1_and_the_teacher(teacher, tmp_path):
     stage1 = LEGACY.build(rngs=nnx.Rngs(7))
     save(Tokenizer(stage1, name="one", family="titok"), tmp_path / "one")

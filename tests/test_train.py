@@ -134,6 +134,7 @@ def test_step_lowers_for_tpu_and_cuda():
         assert exported.nr_devices == 8
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_float32_state():
     config = dataclasses.replace(CONFIG, dtype="bfloat16")
     state, metrics, program = run_steps(config, sharding.make_mesh(1), n=1)
