@@ -32,29 +32,8 @@ the median over the turns, and above 1 ours is faster. The peers are what a PyTo
 - MaskGIT-VQGAN: diffusers' `VQModel` without attention and with the same number of residual blocks. It differs in what
   its config does not offer: it halves by strided 3x3 convolutions where ours averages, all its convolutions have
   biases, and its shortcuts take the block's input. Its decoder's third block of each level is taken out.
-"""
-TRIED = """
-### What was tried on 2 CPU cores
 
-Ratios moved with what else ran. Four runs of the pairs, at loads of 6.2, 3.0, 2.8 and 1.9 (up to two of it ours), gave
-for encode and decode together 1.16, 0.84, 0.88 and 0.84 for TiTok-S-128, and 1.12, 1.03, 0.92 and 0.99 for
-MaskGIT-VQGAN. The table has the last, which had the machine to itself.
-
-TiTok-S-128 is bound by matmuls, which ran at 86 to 92 GFLOP/s on one core in JAX and at 68 to 92 in PyTorch. In
-processor time, which other programs disturb less, an encode of 8 images on two cores took ours 3.07 s, PyTorch 3.31 s,
-and ours without its attention 2.28 s: 1.3 times PyTorch would leave 0.27 s for it. One core, TiTok-S at batch 2:
-
-| part | before | now | PyTorch |
-| --- | --- | --- | --- |
-| attention of a block: the library's, then written out | 16.0 ms | 11.4 ms | 9.1 ms |
-| GELU: through erfc, then erf | 2.4 ms | 0.9 ms | 1.3 ms |
-| matmuls of a block but for attention | 54.7 ms | 54.7 ms | 59.6 ms |
-
-At batch 8 on two cores the attention saved 6% of the processor time (3.07 s instead of 3.28 s), and nothing beyond the
-noise by the clock. Neither did unrolled layers instead of a scan or heads folded into the batch; nor, at batch 2 on one
-core, dividing after the weighted sum or a loop over heads. Not tried: computing only the positions that are read out in
-the last block, which is about 7% of the encoder's FLOPs and 4% of the decoder's. MaskGIT-VQGAN was neither changed nor
-profiled.
+[speed.md](speed.md) says where the time goes and what was tried.
 """
 DATA = "The loader beside what the train step of the same batch consumes; crops and mirrors, no colour changes."
 MODELS = "FLOPs are XLA's count with each scan's body as often as it runs. MiB are arguments, temporaries and outputs."
@@ -75,7 +54,6 @@ def markdown(rows: Sequence[Row]) -> str:
         if mine := [row for row in rows if row["what"] == what]:
             note = f"{NOTES[what].rstrip()}\n\n" if what in NOTES else ""
             sections.append(f"\n## {title}\n\n{note}{_by_case(mine) if what in ('models', 'train') else _plain(mine)}")
-            sections.append(TRIED if what == "pairs" else "")
     return "".join(sections)
 
 
