@@ -110,8 +110,8 @@ show([batch[:8], batch[8:16]], scale=1.1)
 # ## Before
 #
 # What the release does with the held-out images, before it has seen any of yours. The thumbnail is the plainest way to
-# spend the same number of bits: the image shrunk to a few RGB pixels and enlarged again. PSNR says how close a picture
-# is to the original; higher is better, and half the squared error is 3 dB.
+# spend at most as many bits: the image shrunk to a few RGB pixels and enlarged again. PSNR says how close a picture is
+# to the original; higher is better, and half the squared error is 3 dB.
 
 # %%
 start = zoo.load(START)
@@ -180,7 +180,8 @@ print(f"the same metrics: {again == after}")
 #
 # Each line of `my_tokenizer/metrics.jsonl` holds the numbers of one step. A single batch is noisy: look at the trend.
 # The PSNR is that of training crops. Their changed colours make them harder than the held-out images, so the dotted
-# lines, which are those before and after, need not meet the curve. Codes are counted since the line before.
+# lines, which are those before and after, need not meet the curve. Codes are counted since the line before; the last
+# point covers fewer steps, so that fewer codes had their turn.
 
 
 # %%
