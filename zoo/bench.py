@@ -33,11 +33,12 @@ from zoo import bench_peers, flops, presets, sharding
 from zoo.data.loader import DataConfig, open_sources, train_batches
 from zoo.errors import PresetError, did_you_mean
 from zoo.optim import Optimizer
+from zoo.pretrained import parameters_of
 from zoo.recipes.reconstruction import Reconstruction
 from zoo.step import Program
 from zoo.train import TrainConfig, resolve
 
-Row = dict[str, Any]  # see `run`
+Row = dict[str, Any]  # see `parts`
 SECONDS, RUNS, TURNS = 3.0, 3, 7
 TINY, TITOK, VQGAN = "titok_tiny.photos", "titok_s128.imagenet", "maskgit_vqgan_f16.imagenet"
 PAIRED = {TITOK: 8, VQGAN: 2}  # and their batches
@@ -123,7 +124,7 @@ def plan() -> Plan:
 
 def cold() -> Iterator[Row]:
     """Seconds of `zoo encode PHOTO` with the bundled release, Python's start included."""
-    photo = next(iter(sorted((Path(__file__).parent / "data" / "photos").glob("*.jpg"))))
+    photo = min((Path(__file__).parent / "data" / "photos").glob("*.jpg"))
     times: dict[str, list[float]] = {"empty": [], "filled": []}
     for _ in range(RUNS):
         with tempfile.TemporaryDirectory() as folder:
@@ -142,7 +143,7 @@ def models(names: Sequence[str] | None = None) -> Iterator[Row]:
     """Encode and decode of presets, float32; encode at highest precision, as Tokenizer does it."""
     for name in plan().models if names is None else names:
         module = _random(presets.get(name).config)
-        yield row("models", f"{name} parameters", "parameters", [_parameters(module)])
+        yield row("models", f"{name} parameters", "parameters", [parameters_of(module)])
         for batch in plan().batches:
             yield from _coding(name, module, batch)
 
@@ -165,7 +166,7 @@ def _coding(name: str, module: Any, batch: int) -> Iterator[Row]:
     yield from encode_rows
     peak = _peak("float32")
     if peak:
-        share = flops.count(encode, state, x) / peak
+        share = encode_rows[0]["ours"] * batch * 1e9 / peak  # the first row is GFLOP/image
         yield row("models", f"{name} encode, batch {batch}", "% of peak", [100 * share / s for s in seconds])
     conditions = {key: np.zeros((batch, *shape), np.float32) for key, shape in module.spec.conditions}
     args = (state, codes, jax.device_put(conditions))
@@ -230,7 +231,7 @@ def _pair(name: str, module: Any, peer: bench_peers.Peer, batch: int) -> Iterato
 
     codes, pixels = encode(state, x), np.array(x)
     ids = np.array(codes.ids, np.int64)[..., 0]
-    count = _parameters(module)
+    count = parameters_of(module)
     extra = {"peer": peer.parameters, "peer_name": peer.name, "ratios": [count / peer.parameters]}
     yield row("pairs", f"{name} parameters", "parameters", [count], **extra)
     measured = {
@@ -334,10 +335,6 @@ def _random(config: Any) -> Any:
 
 def _images(module: Any, batch: int) -> jax.Array:
     return jax.random.uniform(jax.random.key(0), (batch, *module.spec.input_shape))
-
-
-def _parameters(module: Any) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(module, nnx.Param)))
 
 
 def _peak(dtype: str) -> float | None:

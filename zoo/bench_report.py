@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from zoo import tables
+
 Row = dict[str, Any]  # see zoo.bench.parts
 
 # what, case, the field that counts, what it should be at least (True) or at most, and that number
@@ -130,5 +132,4 @@ def _spread(row: Row) -> str:
 
 
 def _table(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *cells]
-    return "".join(f"| {' | '.join(cell.strip() for cell in line)} |\n" for line in lines)
+    return tables.markdown(columns, [[cell.strip() for cell in line] for line in cells]) + "\n"

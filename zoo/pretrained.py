@@ -104,7 +104,6 @@ def save(tokenizer: Tokenizer, folder: str | Path, *, storage: Any = None, **abo
         CheckpointError: the place is read-only or full, or holds something else.
     """
     arrays = nnx.to_pure_dict(nnx.state(tokenizer.module))
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(tokenizer.module, nnx.Param)))
     if storage is not None:
         arrays = jax.tree.map(lambda a: np.asarray(a).astype(storage), arrays)
     config = {
@@ -112,7 +111,7 @@ def save(tokenizer: Tokenizer, folder: str | Path, *, storage: Any = None, **abo
         "family": tokenizer.family,
         "config": to_json(tokenizer.module.config),
         "spec": to_json(tokenizer.spec),
-        "parameters": parameters,
+        "parameters": parameters_of(tokenizer.module),
         "zoo_version": zoo.__version__,
     }
     checkpoint.save_release(folder, arrays, config | about)
@@ -188,6 +187,11 @@ def _read_old(path: Path) -> dict[str, np.ndarray]:
     except Exception as error:  # of a damaged pickle: nearly any
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(f"cannot read {path}: {reason}; the file is truncated or no state dict") from error
+
+
+def parameters_of(module: nnx.Module) -> int:
+    """How many numbers it has that are trained."""
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(module, nnx.Param)))
 
 
 def cache_folder() -> Path:

@@ -65,7 +65,7 @@ def _row(preset: Preset, facts: dict[str, Any]) -> dict[str, Any]:
 def models_table() -> str:
     """The README's table of models, as Markdown."""
     columns = "preset, family, input, tokens, vocabulary, bits, parameters, licence (weights), source".split(", ")
-    return _markdown(columns, [_model_cells(row) for row in rows()])
+    return markdown(columns, [_model_cells(row) for row in rows()])
 
 
 def _model_cells(row: dict[str, Any]) -> list[str]:
@@ -86,7 +86,7 @@ def _model_cells(row: dict[str, Any]) -> list[str]:
 def verification_table() -> str:
     """The README's table of what was verified, as Markdown."""
     columns = ("preset", "code verified", "rules verified at full size", "weights converted", "trained here")
-    return _markdown(columns, [_verification_cells(row) for row in rows()])
+    return markdown(columns, [_verification_cells(row) for row in rows()])
 
 
 def _verification_cells(row: dict[str, Any]) -> list[str]:
@@ -117,6 +117,7 @@ def _size(vocabulary: int | Sequence[int]) -> str:
     return " + ".join(f"{size:,}" for size in sizes)
 
 
-def _markdown(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+def markdown(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    """A table of markdown, without a line end."""
     lines = [columns, ["---"] * len(columns), *cells]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
