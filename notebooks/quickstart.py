@@ -32,9 +32,9 @@ from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from zoo.data.sources import open_source
 from zoo.data.transforms import eval_transform, read_image, train_transform
-from zoo.metrics import codebook
 from zoo.metrics.image import psnr
 from zoo.pictures import thumbnail, to_uint8
+from zoo.quantize import usage
 
 set_matplotlib_formats("jpeg")  # keeps this file small
 
@@ -123,13 +123,13 @@ print(f"mean over {len(images)} photos: {ours.mean():.2f} dB, thumbnails of equa
 # %%
 rng = np.random.default_rng(0)
 crops = [train_transform(photos[i % 24]["image"], size, rng, scale=(1, 1.6)) for i in range(8 * 24)]
-counts = codebook.count_ids(tok.encode(np.stack(crops)).ids, tok.spec.vocab_sizes)
+counts = usage.count_ids(tok.encode(np.stack(crops)).ids, tok.spec.vocab_sizes)
 
 figure, axis = plt.subplots(figsize=(7, 2.2), layout="constrained")
 axis.semilogy(np.sort(counts[0])[::-1])
 axis.set(xlabel="codes, most frequent first", ylabel="times used", xlim=(0, tok.spec.vocab_size))
 plt.show()
-used, perplexity = codebook.usage(counts, tok.spec.vocab_sizes)[0], codebook.perplexity(counts)[0]
+used, perplexity = usage.usage(counts, tok.spec.vocab_sizes)[0], usage.perplexity(counts)[0]
 print(f"{counts.sum():,} ids, {used:.0%} of the codes seen, perplexity {perplexity:,.0f}")
 
 # %% [markdown]

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from zoo.errors import InputError
-from zoo.metrics.codebook import count_ids, entropy_bits, perplexity, usage
 from zoo.metrics.image import MAX_PSNR, psnr, ssim
 from zoo.pictures import grid, save_png, thumbnail, to_uint8
+from zoo.quantize.usage import count_ids, entropy_bits, perplexity, usage
 
 # (seed, h, w, noise) -> scikit-image 0.26.0: structural_similarity(gaussian_weights=True, sigma=1.5,
 # use_sample_covariance=False, channel_axis=-1, data_range=255), which also leaves out windows that cross the

@@ -20,10 +20,10 @@ from tqdm import tqdm
 
 from zoo.data.transforms import eval_transform
 from zoo.errors import DataError, InputError, WeightsError
-from zoo.metrics import codebook
 from zoo.metrics.image import psnr, ssim
 from zoo.pictures import BITS_PER_PIXEL, grid, save_png, thumbnail, to_uint8
 from zoo.quality import Quality, padded
+from zoo.quantize import usage
 from zoo.types import Codes
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def evaluate(
         pairs = worst + list(zip(rows, pictures, strict=True))
         worst = sorted(pairs, key=lambda pair: pair[0]["psnr"])[:WORST]
         if not spec.continuous:
-            counts = counts + codebook.count_ids(_valid_ids(codes, len(names)), spec.vocab_sizes)
+            counts = counts + usage.count_ids(_valid_ids(codes, len(names)), spec.vocab_sizes)
     if not items:
         example = f", e.g. {next(iter(corrupt.values()))}" if corrupt else ""
         raise DataError(f"nothing to evaluate: no readable image{example}; give other images")
@@ -226,9 +226,9 @@ def _summary(items: list[dict[str, Any]], size: int, bits: float | None) -> dict
 
 def _codebook_metrics(counts: np.ndarray, vocab_sizes: tuple[int, ...]) -> dict[str, float]:
     return {
-        "usage": float(codebook.usage(counts, vocab_sizes).mean()),
-        "perplexity": float(codebook.perplexity(counts).mean()),
-        "entropy_bits": float(codebook.entropy_bits(counts).mean()),
+        "usage": float(usage.usage(counts, vocab_sizes).mean()),
+        "perplexity": float(usage.perplexity(counts).mean()),
+        "entropy_bits": float(usage.entropy_bits(counts).mean()),
     }
 
 

@@ -12,7 +12,6 @@ from flax import nnx
 
 from zoo.convert import filled, state_to_reference
 from zoo.losses import adversarial, tokens
-from zoo.metrics import codebook
 from zoo.metrics.fid import FeatureStatistics, InceptionScore, frechet_distance
 from zoo.nn.convnext import ConvNeXt, ConvNeXtConfig, logits_distance, squash
 from zoo.nn.discriminators import BlurDiscriminator
@@ -21,6 +20,7 @@ from zoo.optim import ema_decay, warmup_cosine
 from zoo.presets import networks
 from zoo.presets.outputs import Ids, code_margin
 from zoo.presets.rules import Rule
+from zoo.quantize import usage
 from zoo.quantize.gaussian import DiagonalGaussian, kl_divergence, split_moments
 from zoo.quantize.vq import VQ
 
@@ -247,12 +247,12 @@ def evaluator(case: dict[str, Any], io: Arrays, weights: Arrays) -> dict[str, An
         fake.add(io["features_fake"][batch])
         score.add(io["logits_fake"][batch])
     sizes = (case["reference_config"]["codebook_size"],)
-    counts = codebook.count_ids(io["tokens"].reshape(-1, 1), sizes)
+    counts = usage.count_ids(io["tokens"].reshape(-1, 1), sizes)
     return {
         "rFID": np.array(frechet_distance(real, fake)),
         "InceptionScore": np.array(score.value()),
-        "CodebookUsage": np.mean(codebook.usage(counts, sizes)),
-        "CodebookEntropy": np.mean(codebook.entropy_bits(counts)),
+        "CodebookUsage": np.mean(usage.usage(counts, sizes)),
+        "CodebookEntropy": np.mean(usage.entropy_bits(counts)),
     }
 
 

@@ -18,8 +18,8 @@ import optax
 from flax import nnx
 
 from zoo import sharding
-from zoo.metrics import codebook
 from zoo.optim import ema_decay
+from zoo.quantize import usage
 from zoo.recipes import Aux
 
 if TYPE_CHECKING:
@@ -201,8 +201,8 @@ class Program:
             if "counts" in aux.stats:
                 new.counts = jnp.where(state.step % self.config.log_every == 0, 0, state.counts) + aux.stats["counts"]
         if self.vocab_sizes:
-            metrics["usage"] = jnp.mean(codebook.usage(new.counts, self.vocab_sizes))
-            metrics["perplexity"] = jnp.mean(codebook.perplexity(new.counts))
+            metrics["usage"] = jnp.mean(usage.usage(new.counts, self.vocab_sizes))
+            metrics["perplexity"] = jnp.mean(usage.perplexity(new.counts))
         decay = ema_decay(state.step, self.config.ema)
         new.ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema, new.params["tokenizer"])
         good = finite & (state.bad_step < 0)

@@ -96,19 +96,32 @@ class Quantized:
         ids: int32 [..., q], None for continuous latents.
         losses: scalars by name, unweighted. The weights live in the recipe.
         metrics: scalars by name, for the log only.
-        stats: sums over the batch, e.g. "counts" [q, vocab]; added over accumulation steps and devices.
+        stats: sums over the batch, e.g. "counts" [q, vocab]; added over accumulation steps and devices. A quantizer
+            made of others nests theirs.
+        samples: vectors of the batch that `update` may replace dead codes with, nested likewise; concatenated over
+            accumulation steps.
     """
 
     z: Float[Array, "*b d"]
     ids: Int[Array, "*b q"] | None = None
     losses: dict[str, Float[Array, ""]] = dataclasses.field(default_factory=dict)
     metrics: dict[str, Float[Array, ""]] = dataclasses.field(default_factory=dict)
-    stats: dict[str, Array] = dataclasses.field(default_factory=dict)
+    stats: dict[str, Any] = dataclasses.field(default_factory=dict)
+    samples: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @runtime_checkable
 class Quantizer(Protocol):
-    """A map from vectors to codes, in float32 whatever the model's dtype (float64 under x64)."""
+    """A map from vectors to codes, in float32 whatever the model's dtype (float64 under x64).
+
+    `update` and `initialize` are pure: they return new values of the state that has no gradient, for
+    zoo.quantize.assign. They are empty where there is none.
+    """
+
+    @property
+    def vocab_sizes(self) -> tuple[int, ...]:
+        """Codes of each of the q codebooks; empty for continuous latents."""
+        ...
 
     def __call__(
         self,
@@ -119,6 +132,10 @@ class Quantizer(Protocol):
     ) -> Quantized: ...
 
     def lookup(self, ids: Int[Array, "*b q"]) -> Float[Array, "*b d"]: ...
+
+    def update(self, stats: dict[str, Any], samples: dict[str, Any]) -> dict[Any, Any]: ...
+
+    def initialize(self, z: Float[Array, "*b d"], **options: Any) -> dict[Any, Any]: ...
 
 
 @runtime_checkable

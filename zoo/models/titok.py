@@ -288,8 +288,9 @@ class TiTok(nnx.Module):
         if config.vocab_size is None:
             self.quantize = DiagonalGaussian()
         else:
-            options = {"l2_norm": config.l2_norm, "clustering": config.clustering}
-            self.quantize = VQ(config.vocab_size, config.code_dim, **options, rngs=rngs)
+            self.quantize = VQ(
+                config.vocab_size, config.code_dim, l2_norm=config.l2_norm, clustering=config.clustering, rngs=rngs
+            )
         self.decoder = Decoder(config, dtype=dtype, rngs=rngs)
         if config.pixel_decoder:
             self.pixel_decoder = PixelDecoder(config.pixel_decoder, dtype=dtype, rngs=rngs)

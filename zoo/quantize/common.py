@@ -1,15 +1,33 @@
-"""What quantizers share: the straight-through estimator, masked means, counts, and mutable codebook state."""
+"""What quantizers share: float32, masked means, counts, sums, rows of a batch, and mutable codebook state."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from zoo.types import Quantized
+
+MAX_COUNTED = 2**20  # codes; the ids of larger codebooks are counted on the host, see usage.py
 
 
 class CodebookState(nnx.Variable):
     """State that the train step updates from sums (EMA codebooks, usage estimates); never a Param."""
+
+
+class Module(nnx.Module):
+    """Base of the quantizers: those without state that the train step moves have nothing to update or initialise."""
+
+    def update(self, stats: dict[str, Any], samples: dict[str, Any]) -> dict[Any, Any]:
+        """New values of the state after a step, for `assign`, from the sums and vectors that `__call__` returned."""
+        return {}
+
+    def initialize(self, z: Float[Array, "*b d"], *, mask: Any = None, key: Any = None, **options: Any) -> dict:
+        """New values of the state before the first step, for `assign`, from vectors like those to come."""
+        return {}
 
 
 def full_precision(z: Array) -> Array:
@@ -17,9 +35,11 @@ def full_precision(z: Array) -> Array:
     return z.astype(jnp.promote_types(z.dtype, jnp.float32))
 
 
-def straight_through(z: Float[Array, "*b d"], q: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-    """q in the forward pass, bit for bit; the gradient goes to z as if q were z (Bengio et al., 1308.3432)."""
-    return jax.lax.stop_gradient(q) + (z - jax.lax.stop_gradient(z))
+def l2_normalize(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+    """x / max(|x|, 1e-12), torch's F.normalize; its gradient at x = 0 is finite."""
+    squared = jnp.sum(x * x, -1, keepdims=True)
+    norm = jnp.sqrt(jnp.where(squared > 0, squared, 1.0))
+    return x / jnp.where(squared > 0, jnp.maximum(norm, 1e-12), 1e-12)
 
 
 def masked_mean(x: Float[Array, "*b d"], mask: Bool[Array, "*b"] | None) -> Float[Array, ""]:
@@ -30,7 +50,81 @@ def masked_mean(x: Float[Array, "*b d"], mask: Bool[Array, "*b"] | None) -> Floa
     return jnp.sum(jnp.where(weight, x, 0)) / jnp.maximum(jnp.sum(weight), 1)
 
 
+def mean_squared(a: Float[Array, "*b d"], b: Float[Array, "*b d"], mask: Bool[Array, "*b"] | None) -> Float[Array, ""]:
+    """Mean squared difference over the positions of the mask."""
+    return masked_mean((a - b) ** 2, mask)
+
+
 def count(ids: Int[Array, "*b"], vocab_size: int, mask: Bool[Array, "*b"] | None = None) -> Int[Array, " k"]:
     """How often each code occurs."""
     ones = jnp.ones(ids.shape, jnp.int32) if mask is None else mask.astype(jnp.int32)
     return jnp.zeros(vocab_size, jnp.int32).at[ids.reshape(-1)].add(ones.reshape(-1))
+
+
+def counts_of(ids: Int[Array, "*b q"], vocab_size: int, mask: Bool[Array, "*b"] | None = None) -> Int[Array, "q k"]:
+    """How often each code of each of q equal codebooks occurs."""
+    return jax.vmap(lambda column: count(column, vocab_size, mask), -1)(ids)
+
+
+def id_counts(
+    ids: Int[Array, "*b q"], vocab_size: int, mask: Bool[Array, "*b"] | None = None
+) -> dict[str, Int[Array, "q k"]]:
+    """Stats of a quantizer without state: "counts", but nothing where they would be larger than most batches."""
+    return {"counts": counts_of(ids, vocab_size, mask)} if vocab_size <= MAX_COUNTED else {}
+
+
+def sums_by_code(
+    z: Float[Array, "*b d"], ids: Int[Array, "*b"], vocab_size: int, mask: Bool[Array, "*b"] | None = None
+) -> Float[Array, "k d"]:
+    """The sum of the vectors that chose each code."""
+    z = z if mask is None else jnp.where(mask[..., None], z, 0)
+    return jnp.zeros((vocab_size, z.shape[-1]), z.dtype).at[ids.reshape(-1)].add(z.reshape(-1, z.shape[-1]))
+
+
+def rows(
+    z: Float[Array, "*b d"], most: int, *, mask: Bool[Array, "*b"] | None = None, key: PRNGKeyArray | None = None
+) -> Float[Array, "m d"]:
+    """At most `most` vectors of z without repetition: random ones with a key, else the first.
+
+    With a mask only vectors where it is True, again from the start where they are fewer; zeros where there is none.
+    """
+    z = z.reshape(-1, z.shape[-1])
+    order = jnp.arange(len(z)) if key is None else jax.random.permutation(key, len(z))
+    if mask is None:
+        return z[order[:most]]
+    valid = mask.reshape(-1)[order]
+    order = order[jnp.argsort(~valid, stable=True)]
+    number = jnp.sum(valid)
+    index = jnp.arange(min(most, len(z))) % jnp.maximum(number, 1)
+    return jnp.where(number > 0, z[order[index]], 0)
+
+
+def assign(module: Any, values: dict[Any, Any]) -> None:
+    """Puts what `update` or `initialize` returned into a module, in place: nested names to arrays."""
+    for name, value in values.items():
+        child = module[name] if isinstance(name, int) else getattr(module, name)
+        if isinstance(value, dict):
+            assign(child, value)
+        else:
+            child[...] = value
+
+
+def gathered(name: str, parts: list[Quantized]) -> dict[str, Any]:
+    """Stats and samples of quantizers side by side, as arguments of Quantized: theirs under `name` by number, and all
+    "counts" below each other, where a smaller codebook's row ends in zeros."""
+    stats: dict[str, Any] = {name: {i: part.stats for i, part in enumerate(parts)}}
+    counts = [part.stats["counts"] for part in parts if "counts" in part.stats]
+    if len(counts) == len(parts):
+        widest = max(c.shape[-1] for c in counts)
+        stats["counts"] = jnp.concatenate([jnp.pad(c, ((0, 0), (0, widest - c.shape[-1]))) for c in counts])
+    return {"stats": stats, "samples": {name: {i: part.samples for i, part in enumerate(parts)}}}
+
+
+def joined_ids(parts: list[Quantized]) -> Int[Array, "*b q"]:
+    """The ids of quantizers side by side."""
+    return jnp.concatenate([jnp.asarray(part.ids) for part in parts], -1)
+
+
+def split_keys(key: PRNGKeyArray | None, number: int) -> list[PRNGKeyArray | None]:
+    """A key for each of several parts, or None for each."""
+    return [None] * number if key is None else list(jax.random.split(key, number))

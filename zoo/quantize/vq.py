@@ -4,75 +4,77 @@ van den Oord et al. 2017, arXiv:1711.00937, equation 3; l2-normalised codes as i
 
     id = argmin_k |z - e_k|^2        q = e_id
     commitment = mean (z - sg[q])^2  codebook = mean (sg[z] - q)^2
-    output = q forward, gradient straight to z
+    output = q forward, gradient straight to z (or as the estimator says)
 
 Facts that bite: with l2_norm z and codes are normalised for the search, in both losses AND in the output, while the
-stored codebook stays un-normalised; the first of equally near codes wins; the search runs in float32 whatever the
-model's dtype, and its memory does not grow with the codebook.
+stored codebook stays un-normalised; DAC's factorised codes (arXiv:2306.06546) are normalised for the search alone. The
+first of equally near codes wins; the search runs in float32 whatever the model's dtype, and its memory does not grow
+with the codebook.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from zoo.quantize.common import CodebookState, count, full_precision, masked_mean, straight_through
+from zoo.quantize.common import CodebookState, Module, count, full_precision, l2_normalize, mean_squared, rows
+from zoo.quantize.estimators import Estimator, StraightThrough
+from zoo.quantize.regularizers import Regularizer
+from zoo.quantize.search import kmeans, nearest
 from zoo.types import Quantized
 
-BLOCK = 4096  # codes compared at a time: 8,192 vectors x 4,096 distances are 134 MB
+Distance = Literal["euclidean", "dot", "direction"]
 
 
-def l2_normalize(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-    """x / max(|x|, 1e-12), torch's F.normalize; its gradient at x = 0 is finite."""
-    squared = jnp.sum(x * x, -1, keepdims=True)
-    norm = jnp.sqrt(jnp.where(squared > 0, squared, 1.0))
-    return x / jnp.where(squared > 0, jnp.maximum(norm, 1e-12), 1e-12)
-
-
-def nearest(z: Float[Array, "n d"], codebook: Float[Array, "k d"], *, block: int = BLOCK) -> Int[Array, " n"]:
-    """Index of the code with the smallest Euclidean distance to each vector; the first one on ties.
-
-    Distances come from one matmul per block of codes (|e|^2 - 2 z.e; |z|^2 does not change the order), so that memory
-    is n x block whatever k is. The last block overlaps its predecessor instead of being padded. A vector with NaN gets
-    0 (and stays NaN in `VQ`'s output and losses).
-    """
-    k = codebook.shape[0]
-    block = min(block, k)
-    half_norms = 0.5 * jnp.sum(codebook * codebook, -1)
-
-    def search(best, index):
-        start = jnp.minimum(index * block, k - block)
-        codes = jax.lax.dynamic_slice_in_dim(codebook, start, block)
-        scores = jax.lax.dynamic_slice_in_dim(half_norms, start, block) - z @ codes.T
-        winner = jnp.argmin(scores, -1).astype(jnp.int32)
-        score = jnp.take_along_axis(scores, winner[:, None], -1)[:, 0]
-        better = score < best[0]
-        return (jnp.where(better, score, best[0]), jnp.where(better, start.astype(jnp.int32) + winner, best[1])), None
-
-    start = (jnp.full(z.shape[0], jnp.inf, z.dtype), jnp.zeros(z.shape[0], jnp.int32))
-    return jax.lax.scan(search, start, jnp.arange(-(-k // block)))[0][1].astype(jnp.int32)
-
-
-class VQ(nnx.Module):
-    """One codebook of `vocab_size` vectors of `dim` channels.
+class VQ(Module):
+    """One codebook of `vocab_size` vectors of `dim` channels, learned by gradient.
 
     Args:
         vocab_size: number of codes k.
         dim: channels d.
         l2_norm: compare, train and return unit vectors.
+        distance: what the search compares: "euclidean", "dot" (IBQ's largest dot product), or "direction": Euclidean
+            after normalising both, for the search alone (DAC, SNAC, BigCodec).
         clustering: carry `embed_prob` [k], the usage estimate of TA-TiTok's clustering VQ (arXiv:2501.07730).
+        estimator: what the gradient is.
+        regularizers: further losses, by their names.
     """
 
-    def __init__(self, vocab_size: int, dim: int, *, l2_norm: bool = False, clustering: bool = False, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        vocab_size: int,
+        dim: int,
+        *,
+        l2_norm: bool = False,
+        distance: Distance = "euclidean",
+        clustering: bool = False,
+        estimator: Estimator = StraightThrough(),
+        regularizers: Sequence[Regularizer] = (),
+        rngs: nnx.Rngs,
+    ):
         bound = 1 / vocab_size
         self.codebook = nnx.Param(jax.random.uniform(rngs.params(), (vocab_size, dim), minval=-bound, maxval=bound))
         if clustering:
             self.embed_prob = CodebookState(jnp.zeros(vocab_size))
         self.vocab_size = vocab_size
         self.l2_norm = l2_norm
+        self.distance = distance
         self.clustering = clustering
+        self.estimator = estimator
+        self.regularizers = tuple(regularizers)
+
+    @property
+    def vocab_sizes(self) -> tuple[int, ...]:
+        return (self.vocab_size,)
+
+    def codes(self) -> Float[Array, "k d"]:
+        """The codes as they are looked up, in float32."""
+        return self._normalize(self.codebook[...])
 
     def _normalize(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         x = full_precision(x)
@@ -87,20 +89,50 @@ class VQ(nnx.Module):
     ) -> Quantized:
         """Quantizes z. Losses "commitment" and "codebook" are unweighted; stats "counts" [1, k]."""
         z = self._normalize(z)
-        codebook = self._normalize(self.codebook[...])
-        ids = nearest(jax.lax.stop_gradient(z).reshape(-1, z.shape[-1]), jax.lax.stop_gradient(codebook))
-        ids = ids.reshape(z.shape[:-1])
-        q = codebook[ids]
-        losses = {
-            "commitment": masked_mean((z - jax.lax.stop_gradient(q)) ** 2, mask),
-            "codebook": masked_mean((q - jax.lax.stop_gradient(z)) ** 2, mask),
+        codes = self.codes()
+        ids = self._choose(z, codes, key)
+        q = codes[ids]
+        losses = self.losses(z, q, mask)
+        for regularizer in self.regularizers:
+            losses |= regularizer(z, ids, codes, mask)
+        out = self.estimator(z, q, codes, dot=self.distance == "dot", key=key)
+        stats, samples = self._statistics(z, ids, mask, key)
+        return Quantized(z=out, ids=ids[..., None], losses=losses, stats=stats, samples=samples)
+
+    def _choose(self, z: Float[Array, "*b d"], codes: Float[Array, "k d"], key: Any) -> Int[Array, "*b"]:
+        if self.distance == "direction":
+            z, codes = l2_normalize(z), l2_normalize(codes)
+        flat = z.reshape(-1, z.shape[-1])
+        return self.estimator.choose(flat, codes, dot=self.distance == "dot", key=key).reshape(z.shape[:-1])
+
+    def losses(self, z: Float[Array, "*b d"], q: Float[Array, "*b d"], mask: Any) -> dict[str, Array]:
+        return {
+            "commitment": mean_squared(z, jax.lax.stop_gradient(q), mask),
+            "codebook": mean_squared(q, jax.lax.stop_gradient(z), mask),
         }
-        stats = {"counts": count(ids, self.vocab_size, mask)[None]}
-        return Quantized(z=straight_through(z, q), ids=ids[..., None], losses=losses, stats=stats)
+
+    def _statistics(
+        self, z: Float[Array, "*b d"], ids: Int[Array, "*b"], mask: Any, key: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(sums over the batch, rows of the batch); see Quantized."""
+        return {"counts": count(ids, self.vocab_size, mask)[None]}, {}
 
     def lookup(self, ids: Int[Array, "*b 1"]) -> Float[Array, "*b d"]:
         """The code vectors of ids, bit-equal to the quantized z. Ids past the end are clamped, -1 wraps."""
-        return self._normalize(self.codebook[...])[ids[..., 0]]
+        return self.codes()[ids[..., 0]]
+
+    def initialize(
+        self, z: Float[Array, "*b d"], *, iterations: int = 10, mask: Any = None, key: PRNGKeyArray | None = None
+    ) -> dict[str, Array]:
+        """The codebook after k-means over z, which starts from random vectors of it (from the first without a key)."""
+        return {"codebook": self._kmeans(z, iterations, mask, key)[0]}
+
+    def _kmeans(self, z: Array, iterations: int, mask: Any, key: Any) -> tuple[Array, Array]:
+        z = self._normalize(z).reshape(-1, z.shape[-1])
+        mask = None if mask is None else mask.reshape(-1)
+        first = rows(z, self.vocab_size, mask=mask, key=key)
+        first = first[jnp.arange(self.vocab_size) % len(first)]
+        return kmeans(z, first, iterations, l2_norm=self.l2_norm, mask=mask)
 
     def soft(self, weights: Float[Array, "*b k"]) -> Float[Array, "*b d"]:
         """The mean of the codes under `weights`, normalised after the mean."""
@@ -134,7 +166,5 @@ class VQ(nnx.Module):
     def codebook_from(self, z: Float[Array, "*b d"], key: PRNGKeyArray) -> Float[Array, "k d"]:
         """A codebook of vectors drawn from z, without repetition as far as there are enough."""
         z = self._normalize(z).reshape(-1, z.shape[-1])
-        order = jnp.concatenate(
-            [jax.random.permutation(k, z.shape[0]) for k in jax.random.split(key, -(-self.vocab_size // z.shape[0]))]
-        )
-        return z[order[: self.vocab_size]]
+        keys = jax.random.split(key, -(-self.vocab_size // z.shape[0]))
+        return jnp.concatenate([rows(z, self.vocab_size, key=key) for key in keys])[: self.vocab_size]
