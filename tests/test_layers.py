@@ -17,7 +17,8 @@ LAYERS = (
     "models",
     "tokenizer presets convert checkpoint torchfile",
     "hub pretrained networks quality elastic recipes tables",
-    "train published step runlog launch finish evaluate export parity parity_blocks parity_training quickstart "
+    "train published step runlog launch finish evaluate export parity parity_blocks "
+    "parity_training parity_quantizers quickstart "
     "flops bench bench_peers bench_report",
     "cli commands",
 )

@@ -20,6 +20,7 @@ from zoo import presets
 from zoo.convert import from_reference, read_weights
 from zoo.errors import DataError
 from zoo.parity_blocks import BLOCKS, KINKED
+from zoo.parity_quantizers import QUANTIZERS, UnknownArgument
 from zoo.parity_training import TRAINING
 from zoo.presets.outputs import Ids
 
@@ -68,10 +69,13 @@ def compute(case: dict[str, Any], io: dict[str, np.ndarray], folder: Path) -> di
     """
     if float64():
         io = _double(io)
-    if block := (BLOCKS | TRAINING).get(case["kind"]):
+    if block := (BLOCKS | TRAINING | QUANTIZERS).get(case["kind"]):
         weights = dict(read_weights(folder / "weights.safetensors"))
-        with jax.default_matmul_precision("highest"):
-            return block(case, io, weights) | _kinked_gradients(case, io, weights)
+        try:
+            with jax.default_matmul_precision("highest"):
+                return block(case, io, weights) | _kinked_gradients(case, io, weights)
+        except UnknownArgument as error:
+            raise UnknownKind(f"no quantizer here for {error}") from error
     if case["kind"] != "tokenizer" or case["family"] not in presets.FAMILIES:
         raise UnknownKind(f"unknown kind '{case['kind']}' of family '{case['family']}'")
     tokenizer = from_reference(case["family"], case["reference_config"], folder / "weights.safetensors")

@@ -8,7 +8,8 @@ Zhao et al. 2024, arXiv:2406.07548, equations 3 to 10.
 
 All d bits are one id in the paper. int32 holds 31 of them, so ids come in groups of d / groups bits, big endian.
 
-Facts that bite: unlike LFQ's, the commitment is a sum over channels and the entropies are sums over groups. With
+Facts that bite: the sign is estimated and then scaled, so that the gradient is 1 / sqrt(d) of the output's. Unlike
+LFQ's, the commitment is a sum over channels and the entropies are sums over groups. With
 entropy_bits = 1 both entropies are exact for independent bits ("analytical" in the original). The original normalises z
 outside of its quantizer, and adds weights gamma0 sample - gamma codebook, times zeta T.
 """
@@ -82,7 +83,8 @@ class BSQ(Module):
         losses = {"commitment": masked_mean(squared, mask)}
         losses |= {"sample_entropy": jnp.sum(sample), "codebook_entropy": jnp.sum(codebook)}
         stats = id_counts(ids, 2**self.bits, mask)
-        return Quantized(z=self.estimator(z, q, key=key), ids=ids, losses=losses, stats=stats)
+        out = self.estimator(z, self._signs(ids), key=key) * self.magnitude
+        return Quantized(z=out, ids=ids, losses=losses, stats=stats)
 
     def continuous(self, z: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         """z as its signs are taken."""
@@ -91,5 +93,8 @@ class BSQ(Module):
 
     def lookup(self, ids: Int[Array, "*b g"]) -> Float[Array, "*b d"]:
         """The codes of ids, bit-equal to the quantized z. Bits above the lowest d / groups do not count."""
+        return self._signs(ids) * self.magnitude
+
+    def _signs(self, ids: Int[Array, "*b g"]) -> Float[Array, "*b d"]:
         bits = binary.to_bits(ids, self.bits, True).reshape(*ids.shape[:-1], self.dim)
-        return jnp.where(bits, 1, -1).astype(jnp.result_type(float)) * self.magnitude
+        return jnp.where(bits, 1, -1).astype(jnp.result_type(float))

@@ -109,6 +109,13 @@ def assign(module: Any, values: dict[Any, Any]) -> None:
             child[...] = value
 
 
+def assigned_copy(module: Any, values: dict[Any, Any]) -> Any:
+    """A module with these values; the given one keeps its own."""
+    copy = nnx.clone(module)
+    assign(copy, values)
+    return copy
+
+
 def gathered(name: str, parts: list[Quantized]) -> dict[str, Any]:
     """Stats and samples of quantizers side by side, as arguments of Quantized: theirs under `name` by number, and all
     "counts" below each other, where a smaller codebook's row ends in zeros."""

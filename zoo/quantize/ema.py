@@ -135,8 +135,8 @@ class MimiVQ(EMAVQ):
 
         e_k = S_k / max(N_k, eps)
 
-    Dead codes are found and replaced before the averages move: those with N_k < dead_below * mean N become a vector of
-    the batch, with N_k = refill * mean N. `update` replaces at each call; the original does at every fifth step.
+    Dead codes are found and replaced before the averages move: code k with N_k < dead_below * mean N becomes vector k
+    of `samples`, with N_k = refill * mean N. `update` replaces at each call; the original does at every fifth step.
 
     Args:
         dead_below: a share of the mean count.
@@ -157,7 +157,7 @@ class MimiVQ(EMAVQ):
         size, total = self.cluster_size[...], self.embed_sum[...]
         mean = jnp.mean(size)
         dead = (size < self.dead_below * mean) & (jnp.sum(stats["counts"]) > 0)
-        new = replacements(dead, samples["vectors"])
+        new = samples["vectors"][jnp.arange(self.vocab_size) % len(samples["vectors"])]
         size = jnp.where(dead, self.refill * mean, size)
         total = jnp.where(dead[:, None], self.refill * mean * new, total)
         size, total = self._averages(stats, size, total)
@@ -187,8 +187,8 @@ class AffineVQ(EMAVQ):
         super().__init__(vocab_size, dim, **options)
         self.batch_mean, self.batch_variance = CodebookState(jnp.zeros(dim)), CodebookState(jnp.zeros(dim))
         self.codebook_mean, self.codebook_variance = CodebookState(jnp.zeros(dim)), CodebookState(jnp.zeros(dim))
-        self.batch_seen = CodebookState(jnp.zeros((), jnp.int32))
-        self.codebook_seen = CodebookState(jnp.zeros((), jnp.int32))
+        self.batch_seen = CodebookState(jnp.zeros(()))
+        self.codebook_seen = CodebookState(jnp.zeros(()))
         self.batch_decay = batch_decay
         self.codebook_decay = codebook_decay
 
@@ -227,7 +227,7 @@ class AffineVQ(EMAVQ):
             keep = jnp.where(seen > 0, decay, 0.0)
             for moment, value in zip(("mean", "variance"), moments[name], strict=True):
                 out[f"{name}_{moment}"] = keep * getattr(self, f"{name}_{moment}")[...] + (1 - keep) * value
-            out[f"{name}_seen"] = seen + 1
+            out[f"{name}_seen"] = jnp.ones_like(seen)
         return out
 
 

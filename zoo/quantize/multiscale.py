@@ -20,7 +20,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from zoo.errors import InputError
-from zoo.quantize.common import Module, assign, full_precision, gathered, split_keys
+from zoo.quantize.common import Module, assigned_copy, full_precision, gathered, split_keys
 from zoo.types import Quantized
 
 
@@ -100,8 +100,7 @@ class MultiScale(Module):
         for i, (quantizer, stride) in enumerate(zip(self.quantizers, self.strides, strict=True)):
             pooled, counted = pool(residual, stride, mask)
             new[i] = quantizer.initialize(pooled, mask=counted, key=keys[i], **options)
-            fresh: Any = nnx.merge(*nnx.split(quantizer))
-            assign(fresh, new[i])
+            fresh = assigned_copy(quantizer, new[i])
             residual = residual - jnp.repeat(fresh(pooled).z, stride, -2)
         return {"quantizers": new}
 

@@ -40,7 +40,7 @@ class Product(Module):
     def vocab_sizes(self) -> tuple[int, ...]:
         return self.each.vocab_sizes * self.groups
 
-    def _map(self, call: Callable[..., Any], *args: Any) -> Any:
+    def map(self, call: Callable[..., Any], *args: Any) -> Any:
         """call(quantizer of a group, group's args) for all groups."""
         graph, state = nnx.split(self.each)
         return jax.vmap(lambda state, *args: call(nnx.merge(graph, state), *args))(state, *args)
@@ -50,21 +50,24 @@ class Product(Module):
     ) -> Quantized:
         """Quantizes each group. Losses and metrics are means over the groups."""
         keys = None if key is None else jax.random.split(key, self.groups)
-        out = self._map(lambda q, z, key: q(z, mask=mask, key=key), self._split(z), keys)
+        return self.side_by_side(self.map(lambda q, z, key: q(z, mask=mask, key=key), self.split(z), keys))
+
+    def side_by_side(self, out: Quantized) -> Quantized:
+        """What the groups gave, with a leading group axis, as one."""
         average = lambda values: jax.tree.map(lambda x: jnp.mean(x, 0), values)  # noqa: E731
         stats = {"each": out.stats}
         if "counts" in out.stats:
             stats["counts"] = out.stats["counts"].reshape(-1, out.stats["counts"].shape[-1])
         return Quantized(
             z=join(out.z),
-            ids=join(out.ids),
+            ids=join(jnp.asarray(out.ids)),
             losses=average(out.losses),
             metrics=average(out.metrics),
             stats=stats,
             samples={"each": out.samples},
         )
 
-    def _split(self, x: Array) -> Array:
+    def split(self, x: Array) -> Array:
         """[..., groups * c] to [groups, ..., c]."""
         if x.shape[-1] % self.groups:
             raise InputError(f"{x.shape[-1]} channels cannot be split into {self.groups} groups")
@@ -72,17 +75,17 @@ class Product(Module):
 
     def lookup(self, ids: Int[Array, "*b q"]) -> Float[Array, "*b d"]:
         """The groups' code vectors, bit-equal to the quantized z."""
-        return join(self._map(lambda q, ids: q.lookup(ids), self._split(ids)))
+        return join(self.map(lambda q, ids: q.lookup(ids), self.split(ids)))
 
     def update(self, stats: dict[str, Any], samples: dict[str, Any]) -> dict[str, Any]:
         """Each group's `update`."""
-        return {"each": self._map(lambda q, *args: q.update(*args), stats["each"], samples["each"])}
+        return {"each": self.map(lambda q, *args: q.update(*args), stats["each"], samples["each"])}
 
     def initialize(self, z: Float[Array, "*b d"], *, mask: Any = None, key: Any = None, **options: Any) -> dict:
         """Each group's `initialize`."""
         keys = None if key is None else jax.random.split(key, self.groups)
         start = lambda q, z, key: q.initialize(z, mask=mask, key=key, **options)  # noqa: E731
-        return {"each": self._map(start, self._split(z), keys)}
+        return {"each": self.map(start, self.split(z), keys)}
 
 
 def join(x: Array) -> Array:
@@ -107,7 +110,7 @@ class Heads(Module):
     def vocab_sizes(self) -> tuple[int, ...]:
         return self.quantizer.vocab_sizes * self.heads
 
-    def _split(self, x: Array) -> Array:
+    def split(self, x: Array) -> Array:
         if x.shape[-1] % self.heads:
             raise InputError(f"{x.shape[-1]} channels cannot be split into {self.heads} heads")
         return x.reshape(*x.shape[:-1], self.heads, -1)
@@ -116,7 +119,7 @@ class Heads(Module):
         self, z: Float[Array, "*b d"], *, mask: Bool[Array, "*b"] | None = None, key: PRNGKeyArray | None = None
     ) -> Quantized:
         """Quantizes all parts as vectors of their own. In stats, only "counts" [heads * q, k] tells the heads apart."""
-        out = self.quantizer(self._split(z), mask=self._mask(mask), key=key)
+        out = self.quantizer(self.split(z), mask=self._mask(mask), key=key)
         ids = out.ids.reshape(*out.ids.shape[:-2], -1)
         stats = {"quantizer": out.stats}
         if "counts" in out.stats:
@@ -130,11 +133,11 @@ class Heads(Module):
 
     def lookup(self, ids: Int[Array, "*b q"]) -> Float[Array, "*b d"]:
         """The parts' code vectors, bit-equal to the quantized z."""
-        q = self.quantizer.lookup(self._split(ids))
+        q = self.quantizer.lookup(self.split(ids))
         return q.reshape(*q.shape[:-2], -1)
 
     def update(self, stats: dict[str, Any], samples: dict[str, Any]) -> dict[str, Any]:
         return {"quantizer": self.quantizer.update(stats["quantizer"], samples["quantizer"])}
 
     def initialize(self, z: Float[Array, "*b d"], *, mask: Any = None, **options: Any) -> dict[str, Any]:
-        return {"quantizer": self.quantizer.initialize(self._split(z), mask=self._mask(mask), **options)}
+        return {"quantizer": self.quantizer.initialize(self.split(z), mask=self._mask(mask), **options)}

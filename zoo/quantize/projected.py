@@ -34,7 +34,10 @@ class Wrapper(Module):
     def __call__(
         self, z: Float[Array, "*b d"], *, mask: Bool[Array, "*b"] | None = None, key: PRNGKeyArray | None = None
     ) -> Quantized:
-        out = self.quantizer(self.inside(full_precision(z)), mask=mask, key=key)
+        return self.around(self.quantizer(self.inside(full_precision(z)), mask=mask, key=key))
+
+    def around(self, out: Quantized) -> Quantized:
+        """What the inner quantizer gave, as seen from outside."""
         stats = {"quantizer": out.stats} | {k: v for k, v in out.stats.items() if k == "counts"}
         return dataclasses.replace(out, z=self.outside(out.z), stats=stats, samples={"quantizer": out.samples})
 

@@ -74,10 +74,14 @@ class Diversity:
     temperature: float = 100.0
 
     def __call__(self, z: Array, ids: Array, codes: Array, mask: Array | None) -> dict[str, Array]:
-        p = jax.nn.softmax(-self.temperature * distances(z, codes), -1)
+        return self.of(distances(z, codes), ids, mask)
+
+    def of(self, distances: Array, ids: Array, mask: Array | None) -> dict[str, Array]:
+        """Of given distances [..., k]."""
+        p = jax.nn.softmax(-self.temperature * distances, -1)
         if mask is not None:
             p = jnp.where(mask[..., None], p, 0)
-        weight = jnp.ones(z.shape[:-1]) if mask is None else mask
+        weight = jnp.ones(ids.shape) if mask is None else mask
         mean = jnp.sum(p, 0) / jnp.maximum(jnp.sum(weight, 0), 1)[..., None]
         return {"diversity": jnp.mean(jnp.sum(mean * jnp.log(jnp.maximum(mean, 1e-5)), -1))}
 
@@ -88,7 +92,11 @@ class CrossEntropyCommitment:
     arXiv:2304.09116, equation 7)."""
 
     def __call__(self, z: Array, ids: Array, codes: Array, mask: Array | None) -> dict[str, Array]:
-        log_p = jax.nn.log_softmax(-distances(z, codes), -1)
+        return self.of(distances(z, codes), ids, mask)
+
+    def of(self, distances: Array, ids: Array, mask: Array | None) -> dict[str, Array]:
+        """Of given distances [..., k]."""
+        log_p = jax.nn.log_softmax(-distances, -1)
         return {"cross_entropy": -masked_mean(jnp.take_along_axis(log_p, ids[..., None], -1), mask)}
 
 

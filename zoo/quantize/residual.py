@@ -17,10 +17,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from zoo.quantize.common import Module, assign, full_precision, gathered, joined_ids, split_keys
+from zoo.quantize.common import Module, assigned_copy, full_precision, gathered, joined_ids, split_keys
 from zoo.quantize.estimators import Estimator
 from zoo.quantize.fsq import FSQ
 from zoo.quantize.lfq import LFQ
@@ -180,9 +181,7 @@ class Residual(Module):
         residual, new = full_precision(z), {}
         for i, quantizer in enumerate(self.quantizers):
             new[i] = quantizer.initialize(residual, mask=mask, key=keys[i], **options)
-            graph, state = nnx.split(quantizer)
-            fresh: Any = nnx.merge(graph, state)
-            assign(fresh, new[i])
+            fresh = assigned_copy(quantizer, new[i])
             residual = residual - jax.lax.stop_gradient(fresh(residual).z)
         return {"quantizers": new}
 
@@ -206,7 +205,7 @@ def residual_fsq(levels: Sequence[int], layers: int, **options: Any) -> Residual
     """
     rngs = nnx.Rngs(0)
     quantizers = [
-        FSQ(levels, symmetric=True, clamp="hard", scale=[float(level) ** -i for level in levels], rngs=rngs)
+        FSQ(levels, symmetric=True, clamp="hard", scale=(np.asarray(levels, np.float32) ** -i).tolist(), rngs=rngs)
         for i in range(layers)
     ]
     return Residual(quantizers, **options)
