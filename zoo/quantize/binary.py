@@ -153,7 +153,7 @@ def mean_code_entropy(logits: Float[Array, "n b"], weights: Float[Array, " n"], 
     return -jax.lax.scan(body, jnp.zeros((), logits.dtype), jnp.arange(2 ** (b - low)))[0]
 
 
-def plogp(p: Float[Array, "*b"], epsilon: float) -> Float[Array, ""]:
+def plogp(p: Float[Array, "*b"], epsilon: float = 0.0) -> Float[Array, ""]:
     """sum p log(p + epsilon); 0 log 0 is 0, with a finite gradient."""
     safe = jnp.where(p > 0, p, 1.0)
     return jnp.sum(jnp.where(p > 0, p * jnp.log(safe + epsilon), 0.0))

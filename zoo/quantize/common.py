@@ -32,7 +32,7 @@ class Module(nnx.Module):
 
 def full_precision(z: Array) -> Array:
     """At least float32, so that ids never depend on a bfloat16 trunk's rounding of the search."""
-    return z.astype(jnp.promote_types(z.dtype, jnp.float32))
+    return jnp.asarray(z, jnp.promote_types(z.dtype, jnp.float32))
 
 
 def l2_normalize(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:

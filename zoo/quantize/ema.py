@@ -215,7 +215,7 @@ class AffineVQ(EMAVQ):
         return new | self.observe(stats, new["codebook"])
 
     def observe(self, stats: dict[str, Any], codebook: Float[Array, "k d"]) -> dict[str, Array]:
-        """The running statistics after a batch and with a codebook."""
+        """The running statistics after a batch and with a codebook; the same where nothing counted."""
         first, second = stats["moments"] / jnp.maximum(stats["number"], 1)
         moments = {
             "batch": (self.batch_mean[...] + first, second - first**2),
@@ -224,10 +224,10 @@ class AffineVQ(EMAVQ):
         out = {}
         for name, decay in (("batch", self.batch_decay), ("codebook", self.codebook_decay)):
             seen = getattr(self, f"{name}_seen")[...]
-            keep = jnp.where(seen > 0, decay, 0.0)
+            keep = jnp.where(stats["number"] > 0, jnp.where(seen > 0, decay, 0.0), 1.0)
             for moment, value in zip(("mean", "variance"), moments[name], strict=True):
                 out[f"{name}_{moment}"] = keep * getattr(self, f"{name}_{moment}")[...] + (1 - keep) * value
-            out[f"{name}_seen"] = jnp.ones_like(seen)
+            out[f"{name}_seen"] = jnp.where(stats["number"] > 0, 1.0, seen)
         return out
 
 

@@ -7,10 +7,10 @@ from typing import Protocol
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import entr
 from jaxtyping import Array, Bool, Float, Int
 
 from zoo.quantize import soft
+from zoo.quantize.binary import plogp
 from zoo.quantize.common import l2_normalize, masked_mean
 
 
@@ -120,4 +120,4 @@ class CodeEntropy:
         flat, weights = z.reshape(-1, z.shape[-1]), weights_of(mask, z.shape[:-1], z.dtype)
         scale, bias = (1, jnp.zeros(len(codes), codes.dtype)) if self.dot else (2, -jnp.sum(codes * codes, -1))
         sample, mean = soft.entropy_sums(flat, scale * codes, bias, weights, self.temperature)
-        return {"sample_entropy": sample, "codebook_entropy": jnp.sum(entr(mean))}
+        return {"sample_entropy": sample, "codebook_entropy": -plogp(mean)}
