@@ -119,7 +119,7 @@ class FSQ(Module):
     def _codes(self, level: Float[Array, "*b g n"]) -> Float[Array, "*b g n"]:
         """In the unit of codes, before scale and rotation."""
         levels = np.asarray(self.levels)
-        level = level.astype(jnp.result_type(float))
+        level = jnp.asarray(level, jnp.result_type(float))
         if self.symmetric:
             return (2 * level - (levels - 1)) / (levels - 1)
         return (level - levels // 2) / (levels // 2)
