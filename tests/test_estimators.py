@@ -15,6 +15,7 @@ from zoo.quantize import (
     FSQ,
     LFQ,
     VQ,
+    AdditiveVQ,
     CodeEntropy,
     DiVeQ,
     Entropy,
@@ -341,3 +342,25 @@ def test_direction_searches_by_angle_and_returns_the_code_as_it_is():
     ids = (Z @ (CODES / np.linalg.norm(CODES, axis=-1, keepdims=True)).T).argmax(1)
     np.testing.assert_array_equal(out.ids[:, 0], ids)
     np.testing.assert_array_equal(out.z, CODES[ids])
+
+
+def test_additive_search_with_a_full_beam_is_exhaustive():
+    """Two books of 16 codes: the best of all 256 sums; beam 1 is the search of a residual quantizer, and worse."""
+    z = RNG.normal(size=(200, D)).astype(np.float32)
+    books = RNG.normal(size=(2, 16, D)).astype(np.float32)
+    sums = (books[0][:, None] + books[1]).reshape(-1, D)
+    nearest_sum = ((z[:, None].astype(np.float64) - sums) ** 2).sum(-1).argmin(1)
+
+    @functools.partial(jax.jit, static_argnums=2)
+    def search(z, books, beam):
+        quantizer = AdditiveVQ(16, D, books=2, beam=beam, rngs=nnx.Rngs(0))
+        quantizer.codebooks[...] = books
+        return quantizer(z)
+
+    full = search(z, books, 16)
+    np.testing.assert_array_equal(np.asarray(full.ids) @ [16, 1], nearest_sum)
+    np.testing.assert_array_equal(full.z, books[0][full.ids[:, 0]] + books[1][full.ids[:, 1]])
+    greedy = ((z[:, None] - books[0]) ** 2).sum(-1).argmin(1)
+    one = search(z, books, 1)
+    np.testing.assert_array_equal(one.ids[:, 0], greedy)
+    assert one.losses["commitment"] > 1.1 * full.losses["commitment"]

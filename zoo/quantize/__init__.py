@@ -7,6 +7,7 @@
 Which one when: docs/quantizers.md.
 """
 
+from zoo.quantize.additive import AdditiveVQ
 from zoo.quantize.bernoulli import BinaryLatents
 from zoo.quantize.binary import Entropy
 from zoo.quantize.bsq import BSQ
@@ -28,7 +29,7 @@ from zoo.quantize.split import Split
 from zoo.quantize.vq import VQ
 
 __all__ = [
-    "BSQ", "EMAVQ", "FSQ", "LFQ", "VQ", "AffineVQ", "BinaryLatents", "CodeEntropy", "CodebookState",
+    "BSQ", "EMAVQ", "FSQ", "LFQ", "VQ", "AdditiveVQ", "AffineVQ", "BinaryLatents", "CodeEntropy", "CodebookState",
     "CrossEntropyCommitment", "DiVeQ", "DiagonalGaussian", "Diversity", "EncodecVQ", "Entropy", "Gumbel", "Heads",
     "IndexBackpropagation", "LatentQuantizer", "MimiVQ", "MultiScale", "Orthogonality", "Product", "Projected",
     "QuantizerDropout", "RandomProjection", "Residual", "RotationTrick", "SharedIdsVQ", "SigmaGaussian", "SimVQ",

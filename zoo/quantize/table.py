@@ -11,6 +11,7 @@ from typing import Any
 
 from flax import nnx
 
+from zoo.quantize.additive import AdditiveVQ
 from zoo.quantize.bernoulli import BinaryLatents
 from zoo.quantize.binary import Entropy
 from zoo.quantize.bsq import BSQ
@@ -232,6 +233,13 @@ SCHEMES = (
         use="residual in groups of channels: fewer layers in a row for the same bits",
         paper="2305.02765",
         peer=_residual_peer("GroupedResidualVQ", groups=2, num_quantizers=LAYERS // 2),
+    ),
+    Scheme(
+        name="additive",
+        make=lambda codes, rngs: AdditiveVQ(codes, DIM, books=LAYERS, beam=4, rngs=rngs),
+        use="the lowest error for given bits, where encoding may be slow",
+        paper="Babenko and Lempitsky 2014",
+        weights=GRADIENT,
     ),
     Scheme(
         name="multiscale",
