@@ -23,6 +23,7 @@ from zoo.models.titok import TiTokConfig, ViTConfig
 from zoo.optim import Optimizer
 from zoo.pretrained import load, save
 from zoo.published import STAGE2
+from zoo.quantize import EMAVQ
 from zoo.recipes.gan import Critic, DiscriminatorConfig, Gan
 from zoo.recipes.proxy_codes import ProxyCodes
 from zoo.recipes.reconstruction import Reconstruction
@@ -162,6 +163,29 @@ def test_stage_2_trains_the_decoders_only():
 
 
 # -- a teacher
+
+
+class WithAverages(Reconstruction):
+    """Reconstruction of a tokenizer whose codes are averages, replaced where they are dead."""
+
+    def build(self, *, dtype, rngs):
+        nets = super().build(dtype=dtype, rngs=rngs)
+        nets["tokenizer"].quantize = EMAVQ(16, 4, decay=0.5, dead_below=self.restart_every, rngs=rngs)
+        return nets
+
+
+@pytest.mark.slow
+def test_codes_under_averages_move_with_the_step():
+    """Once per step, after accumulation and over all devices; and dead ones become latents."""
+    model = dataclasses.replace(LEGACY, legacy=False, l2_norm=False)
+    config = run_config(WithAverages(model=model, family="titok", codebook=0.0))
+    states, _ = run_steps(config, sharding.make_mesh(1), batches(3))
+    before, after = (state.rest["tokenizer"]["quantize"] for state in states[:2])
+    np.testing.assert_allclose(after["cluster_size"].sum(), 0.5 * 16 + 0.5 * 8 * 4, rtol=1e-6)
+    assert np.any(before["codebook"] != after["codebook"]) and "quantize" not in states[0].params["tokenizer"]
+    alive = run_config(WithAverages(model=model, family="titok", codebook=0.0, restart_every=1), accumulate=2)
+    states, _ = run_steps(alive, sharding.make_mesh(2, 2), batches(1))
+    assert (states[-1].rest["tokenizer"]["quantize"]["cluster_size"] >= 1).all()
 
 
 @pytest.mark.slow

@@ -27,13 +27,13 @@ class Aux:
 
     Attributes:
         metrics: scalars to log, averaged over accumulation.
-        stats: sums over the batch.
-        outputs: arrays with a row per item; the losses that follow find them in their batch.
+        stats: sums over the batch; "counts" among them are the tokenizer's ids.
+        outputs: arrays whose rows are concatenated over accumulation; the losses that follow find them in their batch.
     """
 
     metrics: dict[str, jax.Array]
-    stats: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
-    outputs: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
+    stats: dict[str, Any] = dataclasses.field(default_factory=dict)
+    outputs: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

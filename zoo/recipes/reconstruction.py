@@ -24,6 +24,7 @@ from zoo.models.titok import TiTokConfig
 from zoo.networks import CONVNEXT_FILE, LPIPS_FILES, load_convnext, load_lpips
 from zoo.nn.convnext import ConvNeXt, ConvNeXtConfig, logits_distance
 from zoo.nn.lpips import LPIPS
+from zoo.quantize.common import assign
 from zoo.quantize.vq import VQ
 from zoo.recipes import Aux, Frozen, Loss, Recipe, as_input
 from zoo.recipes.views import WithoutText
@@ -111,7 +112,8 @@ class Reconstruction(Recipe):
         metrics = {name: value for name, (_, value) in terms.items()}
         mse = jnp.mean((jnp.clip(x_hat, 0, 1) - x) ** 2)
         metrics["psnr"] = -10 * jnp.log10(jnp.maximum(mse, 1e-10))
-        return total, Aux(metrics, quantized.stats, self.outputs(module, x_hat, h))
+        outputs = self.outputs(module, x_hat, h) | {"samples": quantized.samples}
+        return total, Aux(metrics, quantized.stats, outputs)
 
     def terms(self, nets: dict[str, Any], x: Array, x_hat: Array, losses: dict[str, Array], warm: Any = 1.0) -> Terms:
         """The weighted terms of the tokenizer's loss on images in [0, 1]; `losses` are the quantizer's."""
@@ -141,8 +143,11 @@ class Reconstruction(Recipe):
         return {"text": batch["text"] if self.text == "given" else jnp.zeros((rows, *shape))}
 
     def advance(self, net: str, nets: dict[str, Any], aux: Aux) -> None:
+        if net != "tokenizer":
+            return
+        quantize = nets[net].quantize
+        assign(quantize, quantize.update(aux.stats, aux.outputs["samples"]))
         if "latents" in aux.outputs:
-            quantize = nets[net].quantize
             quantize.codebook[...], quantize.embed_prob[...] = quantize.clustered(
                 aux.outputs["latents"], aux.stats["counts"][0]
             )
