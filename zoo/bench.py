@@ -5,17 +5,15 @@
     train   the step of the Reconstruction recipe
     data    the loader beside what a train step consumes
     pairs   ours and a PyTorch peer in turns, with equally many threads
+    quantize  every quantizer beside the same scheme of vector-quantize-pytorch, and the memory of both
 
-Weights are random, since they do not change the speed. A measurement runs once to warm up, then at least `RUNS` times
-and until `SECONDS` have passed; the median counts. Inputs are on the device before, and results are waited for.
+Weights are random, since they do not change the speed. bench_rows.py says how it is measured.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -29,7 +27,9 @@ import jax
 import numpy as np
 from flax import nnx
 
-from zoo import bench_peers, flops, presets, sharding
+from zoo import bench_peers, bench_rows, flops, presets, sharding
+from zoo.bench_quantize import quantize
+from zoo.bench_rows import Row, in_turns, paired, repeated, row, threads
 from zoo.data.loader import DataConfig, open_sources, train_batches
 from zoo.errors import PresetError, did_you_mean
 from zoo.optim import Optimizer
@@ -38,11 +38,8 @@ from zoo.recipes.reconstruction import Reconstruction
 from zoo.step import Program
 from zoo.train import TrainConfig, resolve
 
-Row = dict[str, Any]  # see `parts`
-SECONDS, RUNS, TURNS = 3.0, 3, 7
 TINY, TITOK, VQGAN = "titok_tiny.photos", "titok_s128.imagenet", "maskgit_vqgan_f16.imagenet"
 PAIRED = {TITOK: 8, VQGAN: 2}  # and their batches
-PACKAGES = ("tokenizer-zoo", "jax", "jaxlib", "flax", "numpy")
 # TFLOP/s of dense matmuls in (bfloat16, float32) as the makers publish them, by the start of jax's name of the device
 PEAKS = {
     "NVIDIA H100": (989, 67),
@@ -91,21 +88,17 @@ ACCELERATOR = Plan(
 
 
 def parts(what: str) -> list[Callable[[], Iterator[Row]]]:
-    """The measurements behind a word; each yields rows as it goes.
-
-    A row has what ("models", ...), case, unit, ours, peer, peer_name, ratio (above 1: ours is faster; None without a
-    peer), spread (lowest and highest of the runs: of ratio where there is a peer, else of ours), device, threads, load
-    (programs that ran or waited to run in the last minute, ours included) and versions.
+    """The measurements behind a word; each yields rows (bench_rows.row) as it goes.
 
     Args:
-        what: cold, models, train, data, pairs, all, or a preset, whose model and train step are measured.
+        what: cold, models, train, data, pairs, quantize, all, or a preset, whose model and train step are measured.
 
     Raises:
         PresetError: it is none of these.
     """
     if what == "all":
-        return [cold, models, train, data, pairs]  # cold comes before this process takes the accelerator
-    words = {"cold": cold, "models": models, "train": train, "data": data, "pairs": pairs}
+        return [cold, models, train, data, pairs, quantize]  # cold comes before this process takes the accelerator
+    words = {"cold": cold, "models": models, "train": train, "data": data, "pairs": pairs, "quantize": quantize}
     if what in words:
         return [words[what]]
     names = [preset.name for preset in presets.all_presets()]
@@ -126,7 +119,7 @@ def cold() -> Iterator[Row]:
     """Seconds of `zoo encode PHOTO` with the bundled release, Python's start included."""
     photo = min((Path(__file__).parent / "data" / "photos").glob("*.jpg"))
     times: dict[str, list[float]] = {"empty": [], "filled": []}
-    for _ in range(RUNS):
+    for _ in range(bench_rows.RUNS):
         with tempfile.TemporaryDirectory() as folder:
             environment = os.environ | {"ZOO_CACHE": folder}
             environment.pop("JAX_COMPILATION_CACHE_DIR", None)
@@ -235,39 +228,15 @@ def _pair(name: str, module: Any, peer: bench_peers.Peer, batch: int) -> Iterato
     extra = {"peer": peer.parameters, "peer_name": peer.name, "ratios": [count / peer.parameters]}
     yield row("pairs", f"{name} parameters", "parameters", [count], **extra)
     measured = {
-        "encode": in_turns(lambda: encode(state, x), lambda: peer.encode(pixels)),
-        "decode": in_turns(lambda: decode(state, codes), lambda: peer.decode(ids)),
+        "encode": in_turns(lambda: encode(state, x), lambda: peer.encode(pixels), bench_rows.TURNS),
+        "decode": in_turns(lambda: decode(state, codes), lambda: peer.decode(ids), bench_rows.TURNS),
     }
     measured["encode and decode"] = np.sum(list(measured.values()), 0)
-    for case, (ours, theirs) in measured.items():
-        extra = {"peer": batch / statistics.median(theirs), "peer_name": peer.name}
-        extra["ratios"] = [b / a for a, b in zip(ours, theirs, strict=True)]
-        yield row("pairs", f"{name} {case}, batch {batch}", "images/s", [batch / s for s in ours], **extra)
+    for case, times in measured.items():
+        yield paired("pairs", f"{name} {case}, batch {batch}", "images/s", batch, times, peer.name)
 
 
 # -- measuring
-
-
-def repeated(call: Callable[[], Any]) -> list[float]:
-    """Seconds of each call after one that does not count."""
-    jax.block_until_ready(call())
-    times: list[float] = []
-    while len(times) < RUNS or sum(times) < SECONDS:
-        start = time.perf_counter()
-        jax.block_until_ready(call())
-        times.append(time.perf_counter() - start)
-    return times
-
-
-def in_turns(ours: Callable[[], Any], theirs: Callable[[], Any]) -> np.ndarray:
-    """Seconds [2, TURNS] of ours, theirs, ours, theirs, ... after one turn that does not count."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(TURNS + 1):
-        for call, column in zip((ours, theirs), times, strict=True):
-            start = time.perf_counter()
-            jax.block_until_ready(call())
-            column.append(time.perf_counter() - start)
-    return np.array(times)[:, 1:]
 
 
 def _compile(
@@ -311,14 +280,14 @@ def _train_config(name: str, batch: int) -> TrainConfig:
 
 
 def _loader_rates(config: DataConfig) -> list[float]:
-    """Images/s in `RUNS` stretches of `SECONDS`, after the batches that wait already."""
+    """Images/s in RUNS stretches of SECONDS, after the batches that wait already."""
     batches = train_batches(open_sources(config)[0], config)
     for _ in range(4 * config.threads):
         next(batches)
     rates = []
-    for _ in range(RUNS):
+    for _ in range(bench_rows.RUNS):
         start, count = time.perf_counter(), 0
-        while time.perf_counter() - start < SECONDS:
+        while time.perf_counter() - start < bench_rows.SECONDS:
             count += next(batches)["image"].shape[0]
         rates.append(count / (time.perf_counter() - start))
     batches.close()
@@ -343,55 +312,3 @@ def _peak(dtype: str) -> float | None:
     known = [peaks for start, peaks in PEAKS.items() if kind.startswith(start)]
     peak = known[0][0 if dtype == "bfloat16" else 1] if known else None
     return None if peak is None else peak * 1e12
-
-
-# -- rows
-
-
-def row(
-    what: str,
-    case: str,
-    unit: str,
-    ours: Sequence[float],
-    *,
-    peer: float | None = None,
-    peer_name: str | None = None,
-    ratios: Sequence[float] = (),
-) -> Row:
-    """One measurement from its runs; see `parts`."""
-    runs = ratios or ours
-    return {
-        "what": what,
-        "case": case,
-        "unit": unit,
-        "ours": statistics.median(ours),
-        "peer": peer,
-        "peer_name": peer_name,
-        "ratio": statistics.median(ratios) if ratios else None,
-        "spread": [min(runs), max(runs)],
-        "device": device(),
-        "threads": threads(),
-        "load": round(os.getloadavg()[0], 2),
-        "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in PACKAGES}},
-    }
-
-
-def device() -> str:
-    """The device by its maker's name."""
-    kind = jax.devices()[0].device_kind
-    info = Path("/proc/cpuinfo")
-    if kind != "cpu" or not info.is_file():
-        return kind
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return f"cpu ({names[0]})" if names else kind
-
-
-def threads() -> int:
-    """Of XLA on a CPU, which takes every core that this process may use; torch is told the same number."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def line(row: Row) -> str:
-    """A row for people."""
-    peer = "" if row["peer"] is None else f"  {row['ratio']:.3g} x {row['peer_name']} ({row['peer']:,.4g})"
-    return f"{row['case']}: {row['ours']:,.4g} {row['unit']}{peer}"

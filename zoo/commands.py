@@ -310,7 +310,7 @@ def compare(models: Sequence[str], data: Sequence[str], out: str) -> int:
 
 def bench(what: str, json: str | None) -> int:
     """Prints each row as it is measured; 1 if there are none. What lacks a package is named and left out."""
-    from zoo import bench
+    from zoo import bench, bench_rows
 
     parts = bench.parts(what)
     if json:
@@ -319,7 +319,7 @@ def bench(what: str, json: str | None) -> int:
     for part in parts:
         try:
             for row in part():
-                print(bench.line(row), flush=True)
+                print(bench_rows.line(row), flush=True)
                 rows.append(row)
                 if json:
                     _write_json(Path(json), rows)

@@ -11,7 +11,19 @@ from jaxtyping import Array, Bool, Float, Int
 
 from zoo.quantize.common import count, l2_normalize, sums_by_code
 
-BLOCK = 4096  # codes compared at a time: 8,192 vectors x 4,096 distances are 134 MB
+BLOCK = 4096  # codes compared at a time on an accelerator: 8,192 vectors x 4,096 scores are 134 MB
+CPU_SCORES, CPU_BLOCK = 2**20, 64  # scores at a time that stay in a CPU's cache, and the fewest codes
+
+
+def block_of(n: int) -> int:
+    """How many codes are compared with n vectors at a time.
+
+    An accelerator is best at large products. A CPU waits for memory, and new pages, where the scores leave its cache:
+    32,768 vectors and 1,024 codes take a seventh of the time in blocks of 64 codes.
+    """
+    if jax.default_backend() != "cpu":
+        return BLOCK
+    return min(max(CPU_SCORES // max(n, 1), CPU_BLOCK), BLOCK)
 
 
 def first_minimum(scores: Float[Array, "n k"]) -> tuple[Float[Array, " n"], Int[Array, " n"]]:
@@ -26,7 +38,7 @@ def first_minimum(scores: Float[Array, "n k"]) -> tuple[Float[Array, " n"], Int[
 
 
 def nearest(
-    z: Float[Array, "n d"], codebook: Float[Array, "k d"], *, dot: bool = False, block: int = BLOCK
+    z: Float[Array, "n d"], codebook: Float[Array, "k d"], *, dot: bool = False, block: int | None = None
 ) -> Int[Array, " n"]:
     """Index of the code with the smallest Euclidean distance to each vector; the first one on ties.
 
@@ -37,10 +49,10 @@ def nearest(
         z: vectors.
         codebook: codes.
         dot: the largest dot product instead.
-        block: codes compared at a time; memory is n x block whatever k is.
+        block: codes compared at a time, `block_of(n)` if None; memory is n x block whatever k is.
     """
     k = codebook.shape[0]
-    block = min(block, k)
+    block = min(block or block_of(len(z)), k)
     half_norms = 0.0 * codebook[:, 0] if dot else 0.5 * jnp.sum(codebook * codebook, -1)
 
     def scores(start: Array) -> Array:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from zoo.quantize.search import BLOCK, first_minimum
+from zoo.quantize.search import block_of, first_minimum
 
 
 def _logits(z: Array, codes: Array, bias: Array, key: PRNGKeyArray | None, index: Array) -> Array:
@@ -24,10 +24,13 @@ def _logits(z: Array, codes: Array, bias: Array, key: PRNGKeyArray | None, index
     return logits + jax.random.gumbel(jax.random.fold_in(key, index), logits.shape, logits.dtype)
 
 
-def _blocks(codes: Array, bias: Array, values: Array | None = None, block: int = BLOCK) -> tuple[Any, Any]:
-    """Codes, biases and values as [blocks, block, ...], padded by codes of bias -inf. And the blocks' numbers."""
+def _blocks(n: int, codes: Array, bias: Array, values: Array | None, block: int | None) -> tuple[Any, Any]:
+    """Codes, biases and values as [blocks, block, ...], padded by codes of bias -inf. And the blocks' numbers.
+
+    A block holds `block_of(n)` codes for n vectors, if it is None.
+    """
     k = codes.shape[0]
-    block = min(block, k)
+    block = min(block or block_of(n), k)
     pad = -k % block
 
     def cut(x: Array, fill: float) -> Array:
@@ -46,14 +49,14 @@ def assigned(
     values: Float[Array, "k v"],
     key: PRNGKeyArray | None = None,
     temperature: float = 1.0,
-    block: int = BLOCK,
+    block: int | None = None,
 ) -> Float[Array, "n v"]:
     """The mean of the values under softmax(logits / temperature), with Gumbel noise on the logits if there is a key."""
     return _assigned(z, codes, bias, values, key, temperature, block)[0]
 
 
 def _assigned(
-    z: Array, codes: Array, bias: Array, values: Array, key: Any, temperature: float, block: int
+    z: Array, codes: Array, bias: Array, values: Array, key: Any, temperature: float, block: int | None
 ) -> tuple[Array, Array]:
     """(the mean, the logarithm of the normaliser [n])."""
 
@@ -67,16 +70,18 @@ def _assigned(
 
     n = z.shape[0]
     start = (jnp.full(n, -jnp.inf, z.dtype), jnp.zeros(n, z.dtype), jnp.zeros((n, values.shape[1]), z.dtype))
-    (highest, total, mean), _ = jax.lax.scan(body, start, _blocks(codes, bias, values, block))
+    (highest, total, mean), _ = jax.lax.scan(body, start, _blocks(len(z), codes, bias, values, block))
     return mean / total[:, None], highest + jnp.log(total)
 
 
-def _forward(z: Array, codes: Array, bias: Array, values: Array, key: Any, temperature: float, block: int) -> Any:
+def _forward(
+    z: Array, codes: Array, bias: Array, values: Array, key: Any, temperature: float, block: int | None
+) -> Any:
     out, log_total = _assigned(z, codes, bias, values, key, temperature, block)
     return out, (z, codes, bias, values, key, out, log_total)
 
 
-def _backward(temperature: float, block: int, saved: Any, gradient: Array) -> tuple[Any, ...]:
+def _backward(temperature: float, block: int | None, saved: Any, gradient: Array) -> tuple[Any, ...]:
     z, codes, bias, values, key, out, log_total = saved
     along = jnp.sum(gradient * out, -1, keepdims=True)
 
@@ -86,7 +91,7 @@ def _backward(temperature: float, block: int, saved: Any, gradient: Array) -> tu
         to_logits = p * (gradient @ values.T - along) / temperature
         return grad_z + to_logits @ codes, (to_logits.T @ z, jnp.sum(to_logits, 0), p.T @ gradient)
 
-    grad_z, grads = jax.lax.scan(body, jnp.zeros_like(z), _blocks(codes, bias, values, block))
+    grad_z, grads = jax.lax.scan(body, jnp.zeros_like(z), _blocks(len(z), codes, bias, values, block))
     return (grad_z, *(g.reshape(-1, *g.shape[2:])[: len(codes)] for g in grads), None)
 
 
@@ -94,7 +99,11 @@ assigned.defvjp(_forward, _backward)
 
 
 def sampled(
-    z: Float[Array, "n d"], codes: Float[Array, "k d"], bias: Float[Array, " k"], key: PRNGKeyArray, block: int = BLOCK
+    z: Float[Array, "n d"],
+    codes: Float[Array, "k d"],
+    bias: Float[Array, " k"],
+    key: PRNGKeyArray,
+    block: int | None = None,
 ) -> Int[Array, " n"]:
     """A code of softmax(logits) for each vector: the largest logit with the noise that `assigned` adds with the key."""
 
@@ -106,7 +115,7 @@ def sampled(
         return (jnp.where(better, least, best[0]), jnp.where(better, winner, best[1])), None
 
     start = (jnp.full(z.shape[0], jnp.inf, z.dtype), jnp.zeros(z.shape[0], jnp.int32))
-    return jax.lax.scan(body, start, _blocks(codes, bias, None, block))[0][1]
+    return jax.lax.scan(body, start, _blocks(len(z), codes, bias, None, block))[0][1]
 
 
 def entropy_sums(
@@ -115,10 +124,10 @@ def entropy_sums(
     bias: Float[Array, " k"],
     weights: Float[Array, " n"],
     temperature: float = 1.0,
-    block: int = BLOCK,
+    block: int | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, " k"]]:
     """Of p = softmax(logits / temperature), weighted sums over n: of each row's entropy in nats, and of p itself."""
-    parts = _blocks(codes / temperature, bias / temperature, None, block)
+    parts = _blocks(len(z), codes / temperature, bias / temperature, None, block)
 
     @jax.checkpoint
     def normalize(total: Array, item: Any) -> tuple[Array, None]:
