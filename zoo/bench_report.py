@@ -134,8 +134,8 @@ def _plain(rows: Sequence[Row]) -> str:
         [
             row["case"],
             f"{_number(row['ours'])} {row['unit']}",
-            f"{_number(row['peer'])} ({row['peer_name']})",
-            f"{_number(row['ratio'])} {_spread(row)}",
+            "" if row["peer"] is None else f"{_number(row['peer'])} ({row['peer_name']})",
+            "" if row["ratio"] is None else f"{_number(row['ratio'])} {_spread(row)}",
         ]
         for row in rows
     ]

@@ -16,14 +16,15 @@ CPU_SCORES, CPU_BLOCK = 2**20, 64  # scores at a time that stay in a CPU's cache
 
 
 def block_of(n: int) -> int:
-    """How many codes are compared with n vectors at a time.
+    """How many codes are compared with n vectors at a time, a power of two.
 
     An accelerator is best at large products. A CPU waits for memory, and new pages, where the scores leave its cache:
     32,768 vectors and 1,024 codes take a seventh of the time in blocks of 64 codes.
     """
     if jax.default_backend() != "cpu":
         return BLOCK
-    return min(max(CPU_SCORES // max(n, 1), CPU_BLOCK), BLOCK)
+    fit = max(CPU_SCORES // max(n, 1), 1)
+    return min(max(2 ** (fit.bit_length() - 1), CPU_BLOCK), BLOCK)
 
 
 def first_minimum(scores: Float[Array, "n k"]) -> tuple[Float[Array, " n"], Int[Array, " n"]]:
