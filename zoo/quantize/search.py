@@ -19,7 +19,7 @@ def block_of(n: int) -> int:
     """How many codes are compared with n vectors at a time, a power of two.
 
     An accelerator is best at large products. A CPU waits for memory, and new pages, where the scores leave its cache:
-    32,768 vectors and 1,024 codes take a seventh of the time in blocks of 64 codes.
+    32,768 vectors and 1,024 codes take an eighth of the time in blocks of 64 codes.
     """
     if jax.default_backend() != "cpu":
         return BLOCK
