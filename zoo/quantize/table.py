@@ -91,7 +91,7 @@ def _wide_residual_fsq(codes: int, rngs: nnx.Rngs) -> SoftClamp:
     return SoftClamp(residual_fsq(levels(codes), 2), [1 + 1 / (level - 1) for level in levels(codes)])
 
 
-GRADIENT = {"commitment": 0.25, "codebook": 1.0}
+GRADIENT = {"commitment": 1.0, "codebook": 1.0}
 ENTROPY = {"commitment": 0.25, "sample_entropy": 0.1, "codebook_entropy": -0.1}
 
 SCHEMES = (
@@ -185,7 +185,7 @@ SCHEMES = (
         ),
         use="large learned codebooks (16k to 262k) in image tokenizers: all codes get gradients",
         paper="2412.02692",
-        weights={"commitment": 0.25, "codebook": 1.0, "sample_entropy": 0.05, "codebook_entropy": -0.05},
+        weights={"commitment": 0.25, "codebook": 1.0, "sample_entropy": 0.1, "codebook_entropy": -0.1},
     ),
     Scheme(
         name="simvq",
