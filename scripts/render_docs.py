@@ -1,4 +1,4 @@
-"""Renews what is generated: README tables, docs/benchmarks.md, verification.json; --check exits 1 on drift."""
+"""Renews what is generated: README tables, docs/*.md from their JSON, verification.json; --check exits 1 on drift."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from zoo import bench_report, presets, tables
+from zoo import bench_report, presets, quantize_report, tables
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -46,8 +46,9 @@ def main(arguments: list[str]) -> int:
     put(tables.VERIFICATION, json.dumps(facts, indent=2) + "\n")
     readme = ROOT / "README.md"
     put(readme, tables.render(readme.read_text(encoding="utf-8")))
-    measured = json.loads((ROOT / "docs" / "benchmarks.json").read_text(encoding="utf-8"))
-    put(ROOT / "docs" / "benchmarks.md", bench_report.markdown(measured))
+    for name, report in {"benchmarks": bench_report, "quantizers": quantize_report}.items():
+        measured = json.loads((ROOT / "docs" / f"{name}.json").read_text(encoding="utf-8"))
+        put(ROOT / "docs" / f"{name}.md", report.markdown(measured))
     if arguments and stale:
         print(f"out of date: {', '.join(stale)}; run scripts/render_docs.py and commit", file=sys.stderr)
         return 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,6 +27,7 @@ from zoo.quantize import MultiScale, assign
 from zoo.quantize import usage as use
 from zoo.quantize.search import kmeans, nearest
 from zoo.quantize.table import Scheme
+from zoo.types import Quantized
 
 PATCH, STRIP = 8, 4  # pixels; patches side by side
 
@@ -83,7 +85,7 @@ class Autoencoder(nnx.Module):
 
 def train(
     model: Autoencoder, data: Float[Array, "n t c"], weights: Mapping[str, float], settings: Settings
-) -> tuple[Autoencoder, dict[str, Float[Array, " steps"]]]:
+) -> tuple[Autoencoder, dict[str, Array]]:
     """Trains an autoencoder. Pure, to be called within jax.jit.
 
     Args:
@@ -93,8 +95,8 @@ def train(
         settings: how.
 
     Returns:
-        The trained model, and by step: "loss", "error" (mean squared), and where there are ids "usage" and "perplexity"
-        of the batch, means over the codebooks.
+        The trained model, and by step: "loss", "error" (mean squared), and where there are ids their "counts" in the
+        batch [steps, q, k].
     """
     key = jax.random.key(settings.seed)
     draws = jax.random.randint(key, (settings.steps, settings.batch), 0, len(data))
@@ -104,7 +106,7 @@ def train(
         first = model.encoder(data[draws[0]])
         assign(model.quantizer, model.quantizer.initialize(first, key=key))
         _, params, state = nnx.split(model, nnx.Param, ...)
-    adam = optax.adam(optax.cosine_decay_schedule(settings.rate, settings.steps))
+    adam = optax.flatten(optax.adam(optax.cosine_decay_schedule(settings.rate, settings.steps)))  # compiles faster
 
     def loss(params: Any, state: Any, x: Array, key: PRNGKeyArray) -> tuple[Array, tuple[Any, Array]]:
         model = nnx.merge(graph, params, state)
@@ -121,21 +123,15 @@ def train(
         model = nnx.merge(graph, optax.apply_updates(params, change), state)
         assign(model.quantizer, model.quantizer.update(out.stats, out.samples))
         _, params, state = nnx.split(model, nnx.Param, ...)
-        return (params, state, moments), {"loss": total, "error": error} | _use(out.stats, model.quantizer)
+        return (params, state, moments), {"loss": total, "error": error} | _counts(out)
 
     start = (params, state, adam.init(params))
     (params, state, _), curves = jax.lax.scan(step, start, (draws, jax.random.split(key, settings.steps)))
     return nnx.merge(graph, params, state), curves
 
 
-def _use(stats: Mapping[str, Any], quantizer: Any) -> dict[str, Float[Array, ""]]:
-    if "counts" not in stats:
-        return {}
-    counts = stats["counts"]
-    return {
-        "usage": jnp.mean(use.usage(counts, quantizer.vocab_sizes)),
-        "perplexity": jnp.mean(use.perplexity(counts)),
-    }
+def _counts(out: Quantized) -> dict[str, Array]:
+    return {"counts": out.stats["counts"]} if "counts" in out.stats else {}
 
 
 def fit(
@@ -167,8 +163,7 @@ def measure(model: Autoencoder, data: Float[Array, "n t c"]) -> dict[str, Array]
 
     def part(x: Array) -> dict[str, Array]:
         out = model.quantizer(model.encoder(x))
-        counts = {"counts": out.stats["counts"]} if "counts" in out.stats else {}
-        return {"error": jnp.mean((model.decoder(out.z) - x) ** 2)} | counts
+        return {"error": jnp.mean((model.decoder(out.z) - x) ** 2)} | _counts(out)
 
     return jax.lax.map(part, data.reshape(-1, CHUNK, *data.shape[1:]))
 
@@ -227,9 +222,9 @@ def run(scheme: Scheme, codes: int, data: Photos, settings: Settings) -> dict[st
     @jax.jit
     def program(state: Any, training: Array, heldout: Array) -> Any:
         model, curves = train(nnx.merge(graph, state), training, scheme.weights, settings)
-        return curves, measure(model, jnp.concatenate([training[: len(heldout)], heldout]))
+        return curves["loss"], curves["error"], measure(model, jnp.concatenate([training[: len(heldout)], heldout]))
 
-    curves, parts = jax.device_get(program(state, data.training, data.heldout))
+    loss, error, parts = jax.device_get(program(state, data.training, data.heldout))
     mse = float(parts["error"][len(parts["error"]) // 2 :].mean()) * data.deviation**2
     tail = max(1, settings.steps // 10)
     row = {
@@ -238,10 +233,10 @@ def run(scheme: Scheme, codes: int, data: Photos, settings: Settings) -> dict[st
         "steps": settings.steps,
         "seed": settings.seed,
         "parameters": sum(x.size for x in jax.tree.leaves(nnx.state(model.quantizer))),
-        "start": float(curves["loss"][0]),
-        "end": float(curves["loss"][-tail:].mean()),
-        "first": float(curves["error"][0]),
-        "last": float(curves["error"][-tail:].mean()),
+        "start": float(loss[0]),
+        "end": float(loss[-tail:].mean()),
+        "first": float(error[0]),
+        "last": float(error[-tail:].mean()),
         "mse": mse,
         "psnr": float(-10 * np.log10(mse)),
     }
@@ -264,14 +259,15 @@ def _rates(quantizer: Any, counts: np.ndarray) -> dict[str, float]:
 
 def speed(scheme: Scheme, codes: int) -> dict[str, float]:
     """The quantizer alone, as in encoding: "vectors_per_second" (the median of repeated calls) and "memory", the bytes
-    of XLA's temporaries, both with VECTORS random vectors."""
+    of XLA's temporaries, both with VECTORS random vectors; "load", the programs that ran meanwhile."""
     z = jax.random.normal(jax.random.key(0), (VECTORS // STRIP, STRIP, scheme.width(codes)))
     graph, state = nnx.split(scheme.make(codes, nnx.Rngs(0)))
     call = (
         jax.jit(lambda state, z: (lambda out: (out.z, out.ids))(nnx.merge(graph, state)(z))).lower(state, z).compile()
     )
-    memory = call.memory_analysis().temp_size_in_bytes
-    return {"vectors_per_second": VECTORS / float(np.median(bench.repeated(lambda: call(state, z)))), "memory": memory}
+    memory: Any = call.memory_analysis()
+    seconds = float(np.median(bench.repeated(lambda: call(state, z))))
+    return {"vectors_per_second": VECTORS / seconds, "memory": memory.temp_size_in_bytes, "load": os.getloadavg()[0]}
 
 
 def pixel_codebook(codes: int, data: Photos, iterations: int = 20) -> dict[str, Any]:
