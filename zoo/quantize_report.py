@@ -35,10 +35,10 @@ small autoencoder of image patches, and one seed.
 ![Squared error against the entropy of the ids, all quantizers]({picture})
 
 An autoencoder of two layers on either side (hidden {hidden} channels, mostly 16 channels of z) is trained through each
-quantizer on patches of 8 x 8 pixels of {training} bundled photos, {steps:,} steps of as many strips of four patches as there are codes. The points
-are the squared error on patches of {heldout} other photos, in dB of pixels from 0 to 1, against the bits that their ids
-need: the entropy of each codebook's ids, coded by themselves. From left to right on a line the codebooks have {sizes}
-codes; a single point is {codes}, and the larger size was not run there.
+quantizer on patches of 8 x 8 pixels of {training} bundled photos, {steps:,} steps of as many strips of four patches as
+there are codes. The points are the squared error on patches of {heldout} other photos, in dB of pixels from 0 to 1,
+against the bits that their ids need: the entropy of each codebook's ids, coded by themselves. From left to right on a
+line the codebooks have {sizes} codes; a single point is {codes}, and the larger size was not run there.
 
 - **Gaussian bound**: no code of a Gaussian source with the covariance of these patches does better (reverse
   water-filling; long blocks). Real patches are not Gaussian, and a code that knows them may pass below it.

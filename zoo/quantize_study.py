@@ -262,9 +262,12 @@ def speed(scheme: Scheme, codes: int) -> dict[str, float]:
     of XLA's temporaries, both with VECTORS random vectors; "load", the programs that ran meanwhile."""
     z = jax.random.normal(jax.random.key(0), (VECTORS // STRIP, STRIP, scheme.width(codes)))
     graph, state = nnx.split(scheme.make(codes, nnx.Rngs(0)))
-    call = (
-        jax.jit(lambda state, z: (lambda out: (out.z, out.ids))(nnx.merge(graph, state)(z))).lower(state, z).compile()
-    )
+
+    def encode(state: Any, z: Array) -> tuple[Array, Array | None]:
+        out = nnx.merge(graph, state)(z)
+        return out.z, out.ids
+
+    call = jax.jit(encode).lower(state, z).compile()
     memory: Any = call.memory_analysis()
     seconds = float(np.median(bench.repeated(lambda: call(state, z))))
     return {"vectors_per_second": VECTORS / seconds, "memory": memory.temp_size_in_bytes, "load": os.getloadavg()[0]}
