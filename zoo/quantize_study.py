@@ -35,8 +35,6 @@ CHUNK = 256  # items measured at a time
 SHARE = 0.2  # of the photos, held out
 FITTED = 16 * CHUNK  # items that k-means on pixels sees
 VECTORS = 8192  # whose quantization is timed
-# The largest dot product takes codes of about one length, which means of latents are not: these start at random.
-START_AT_RANDOM = ("ibq",)
 Build = Callable[[nnx.Rngs], Any]
 
 
@@ -83,14 +81,26 @@ class Autoencoder(nnx.Module):
         )
 
 
+@functools.cache
+def draws_of(settings: Settings, items: int) -> tuple[Array, Array]:
+    """(which items each step takes [steps, batch], its keys [steps]), drawn outside of what compiles per scheme."""
+    key = jax.random.key(settings.seed)
+    return jax.random.randint(key, (settings.steps, settings.batch), 0, items), jax.random.split(key, settings.steps)
+
+
 def train(
-    model: Autoencoder, data: Float[Array, "n t c"], weights: Mapping[str, float], settings: Settings
+    model: Autoencoder,
+    data: Float[Array, "n t c"],
+    draws: tuple[Array, Array],
+    weights: Mapping[str, float],
+    settings: Settings,
 ) -> tuple[Autoencoder, dict[str, Array]]:
     """Trains an autoencoder. Pure, to be called within jax.jit.
 
     Args:
         model: as it starts.
-        data: items; each step draws its batch from them.
+        data: items.
+        draws: of `draws_of`.
         weights: of those of the quantizer's losses that are named.
         settings: how.
 
@@ -98,13 +108,11 @@ def train(
         The trained model, and by step: "loss", "error" (mean squared), and where there are ids their "counts" in the
         batch [steps, q, k].
     """
-    key = jax.random.key(settings.seed)
-    draws = jax.random.randint(key, (settings.steps, settings.batch), 0, len(data))
+    items, keys = draws
     graph, params, state = nnx.split(model, nnx.Param, ...)
     if settings.fitted:
         model = nnx.merge(graph, params, state)
-        first = model.encoder(data[draws[0]])
-        assign(model.quantizer, model.quantizer.initialize(first, key=key))
+        assign(model.quantizer, model.quantizer.initialize(model.encoder(data[items[0]]), key=keys[0]))
         _, params, state = nnx.split(model, nnx.Param, ...)
     adam = optax.flatten(optax.adam(optax.cosine_decay_schedule(settings.rate, settings.steps)))  # compiles faster
 
@@ -126,7 +134,7 @@ def train(
         return (params, state, moments), {"loss": total, "error": error} | _counts(out)
 
     start = (params, state, adam.init(params))
-    (params, state, _), curves = jax.lax.scan(step, start, (draws, jax.random.split(key, settings.steps)))
+    (params, state, _), curves = jax.lax.scan(step, start, draws)
     return nnx.merge(graph, params, state), curves
 
 
@@ -150,11 +158,11 @@ def fit(
     graph, state = nnx.split(model)
 
     @jax.jit
-    def program(state: Any, data: Array) -> tuple[Any, Any]:
-        model, curves = train(nnx.merge(graph, state), data, weights, settings)
+    def program(state: Any, data: Array, draws: Any) -> tuple[Any, Any]:
+        model, curves = train(nnx.merge(graph, state), data, draws, weights, settings)
         return nnx.state(model), curves
 
-    state, curves = program(state, data)
+    state, curves = program(state, data, draws_of(settings, len(data)))
     return nnx.merge(graph, state), jax.device_get(curves)
 
 
@@ -214,17 +222,17 @@ def run(scheme: Scheme, codes: int, data: Photos, settings: Settings) -> dict[st
         "entropy" in bits of a patch with each codebook's ids coded by themselves, both of the photos held out, and of
         the training photos "usage" (the lowest of the codebooks), "dead" codes and "perplexity" (the mean).
     """
-    settings = dataclasses.replace(settings, fitted=settings.fitted and scheme.name not in START_AT_RANDOM)
     make = functools.partial(scheme.make, codes)
     model = Autoencoder(make, PATCH**2 * 3, scheme.width(codes), settings.hidden, rngs=nnx.Rngs(settings.seed))
     graph, state = nnx.split(model)
 
     @jax.jit
-    def program(state: Any, training: Array, heldout: Array) -> Any:
-        model, curves = train(nnx.merge(graph, state), training, scheme.weights, settings)
+    def program(state: Any, training: Array, heldout: Array, draws: Any) -> Any:
+        model, curves = train(nnx.merge(graph, state), training, draws, scheme.weights, settings)
         return curves["loss"], curves["error"], measure(model, jnp.concatenate([training[: len(heldout)], heldout]))
 
-    loss, error, parts = jax.device_get(program(state, data.training, data.heldout))
+    draws = draws_of(settings, len(data.training))
+    loss, error, parts = jax.device_get(program(state, data.training, data.heldout, draws))
     mse = float(parts["error"][len(parts["error"]) // 2 :].mean()) * data.deviation**2
     tail = max(1, settings.steps // 10)
     row = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -84,19 +85,26 @@ def sums_by_code(
 def rows(
     z: Float[Array, "*b d"], most: int, *, mask: Bool[Array, "*b"] | None = None, key: PRNGKeyArray | None = None
 ) -> Float[Array, "m d"]:
-    """At most `most` vectors of z without repetition: random ones with a key, else the first.
+    """At most `most` vectors of z without repetition: with a key spread over all of z at random, else the first.
 
-    With a mask only vectors where it is True, again from the start where they are fewer; zeros where there is none.
+    With a mask only vectors where it is True, repeated where they are fewer; zeros where there is none.
     """
     z = z.reshape(-1, z.shape[-1])
-    order = jnp.arange(len(z)) if key is None else jax.random.permutation(key, len(z))
+    m, number = min(most, len(z)), jnp.asarray(len(z)) if mask is None else jnp.sum(mask)
+    rank = jnp.arange(m)
+    if key is not None:  # one of each m-th part of z, in a scattered order: a permutation would sort all of z
+        shift, within = jax.random.uniform(key, (2,))
+        part = (rank * _coprime(m) + jnp.floor(shift * m).astype(jnp.int32)) % m
+        rank = jnp.floor((part + within) * number / m).astype(jnp.int32)
+    rank = rank % jnp.maximum(number, 1)
     if mask is None:
-        return z[order[:most]]
-    valid = mask.reshape(-1)[order]
-    order = order[jnp.argsort(~valid, stable=True)]
-    number = jnp.sum(valid)
-    index = jnp.arange(min(most, len(z))) % jnp.maximum(number, 1)
-    return jnp.where(number > 0, z[order[index]], 0)
+        return z[rank]
+    return jnp.where(number > 0, z[jnp.nonzero(mask.reshape(-1), size=len(z))[0][rank]], 0)
+
+
+def _coprime(m: int) -> int:
+    """A number without a common divisor with m, near the golden section of it."""
+    return next(a for a in range(max(1, round(0.618 * m)), m + 2) if math.gcd(a, m) == 1)
 
 
 def assign(module: Any, values: dict[Any, Any]) -> None:

@@ -111,7 +111,10 @@ class EMAVQ(VQ):
         mask: Bool[Array, "*b"] | None = None,
         key: PRNGKeyArray | None = None,
     ) -> dict[str, Array]:
-        """The state after k-means over z, which starts from random vectors of it (from the first without a key)."""
+        """The state after k-means over z, which starts from random vectors of it (from the first without a key).
+
+        Give it about as many vectors as a step has: the sizes of the clusters are the averages' start.
+        """
         means, sizes = self._kmeans(z, iterations, mask, key)
         total, sizes = means * sizes[:, None], sizes.astype(means.dtype)
         return {"codebook": self._mean(sizes, total), "cluster_size": sizes, "embed_sum": total}

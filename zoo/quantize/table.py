@@ -319,11 +319,11 @@ SCHEMES = (
     ),
     Scheme(
         name="bsq",
-        make=lambda codes, rngs: BSQ(bits(codes), entropy=Entropy(temperature=0.1, epsilon=1e-8)),
+        make=lambda codes, rngs: BSQ(bits(codes)),
         width=bits,
         use="lfq on the sphere: bounded error, entropies of single bits, any number of bits",
         paper="2406.07548",
-        weights={"commitment": 0.25, "sample_entropy": 0.1, "codebook_entropy": -0.1},
+        weights={"sample_entropy": 0.1, "codebook_entropy": -0.1},
         peer=lambda codes: (
             "LFQ",
             {"codebook_size": codes, "dim": bits(codes), "spherical": True, "commitment_loss_weight": 0.25},

@@ -124,7 +124,12 @@ class VQ(Module):
     def initialize(
         self, z: Float[Array, "*b d"], *, iterations: int = 10, mask: Any = None, key: PRNGKeyArray | None = None
     ) -> dict[str, Array]:
-        """The codebook after k-means over z, which starts from random vectors of it (from the first without a key)."""
+        """The codebook after k-means over z, which starts from random vectors of it (from the first without a key).
+
+        Nothing for the largest dot product, which takes codes of about one length; means are not.
+        """
+        if self.distance == "dot":
+            return {}
         return {"codebook": self._kmeans(z, iterations, mask, key)[0]}
 
     def _kmeans(self, z: Array, iterations: int, mask: Any, key: Any) -> tuple[Array, Array]:
