@@ -124,8 +124,8 @@ class IndexBackpropagation(Estimator):
 
     def __call__(self, z: Array, q: Array, codes: Array | None = None, *, dot: bool = False, key: Any = None) -> Array:
         flat, keys, bias = logits_of(self, z, codes, dot)
-        mean = jnp.asarray(soft.assigned(flat, keys, bias, sg(codes), None, self.temperature))
-        return q + jnp.reshape(mean - sg(mean), z.shape)
+        soft_part = soft.gradient_only(flat, keys, bias, sg(codes), None, self.temperature)
+        return q + jnp.reshape(jnp.asarray(soft_part), z.shape) + 0 * sg(z)  # a NaN in z stays visible
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,8 +148,8 @@ class Gumbel(Estimator):
 
     def __call__(self, z: Array, q: Array, codes: Array | None = None, *, dot: bool = False, key: Any = None) -> Array:
         flat, keys, bias = logits_of(self, z, codes, dot)
-        mean = jnp.asarray(soft.assigned(flat, keys, bias, sg(codes), key, self.temperature))
-        return q + jnp.reshape(mean - sg(mean), z.shape)
+        soft_part = soft.gradient_only(flat, keys, bias, sg(codes), key, self.temperature)
+        return q + jnp.reshape(jnp.asarray(soft_part), z.shape) + 0 * sg(z)  # a NaN in z stays visible
 
 
 def logits_of(

@@ -98,6 +98,28 @@ def _backward(temperature: float, block: int | None, saved: Any, gradient: Array
 assigned.defvjp(_forward, _backward)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def gradient_only(
+    z: Float[Array, "n d"],
+    codes: Float[Array, "k d"],
+    bias: Float[Array, " k"],
+    values: Float[Array, "k v"],
+    key: PRNGKeyArray | None = None,
+    temperature: float = 1.0,
+    block: int | None = None,
+) -> Float[Array, "n v"]:
+    """Zeros with the gradient of `assigned`, which is only computed where one is taken."""
+    return jnp.zeros((len(z), values.shape[1]), z.dtype)
+
+
+def _zero_forward(z: Array, codes: Array, bias: Array, values: Array, key: Any, temperature: float, block: Any) -> Any:
+    out, saved = _forward(z, codes, bias, values, key, temperature, block)
+    return jnp.zeros_like(out), saved
+
+
+gradient_only.defvjp(_zero_forward, _backward)
+
+
 def sampled(
     z: Float[Array, "n d"],
     codes: Float[Array, "k d"],
