@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -44,30 +44,36 @@ class Reference:
         rules: the names of the original's arrays.
         loss: (our losses, z, quantized z) -> what the original returns as its loss, and its parts by name.
         per_layer: the loss is one number for each layer of a `Residual`.
-        groups: residual quantizers side by side; ids and losses get a leading axis.
+        groups: residual quantizers side by side; ids and losses get a leading axis. 0: not a class of groups.
         squeeze: ids have no codebook axis.
-        channels_first: x is [b, d, ...].
+        channels_first: x is [b, d, ...]; "images": where it has four axes or more.
+        decoded_channels_first: so are decoded ids and all codes, as far as x is.
+        ids_channels_first: ids are [b, q, ...].
+        plain_codes: decoded ids and all codes are neither rotated nor normalised.
+        masked: what stands where the mask is False: "zeros", "input", or nothing else than elsewhere.
         updates: training moves the codebook.
         layers: with quantizer dropout, how many layers run in a call with given arguments.
-        gradient_scale: of the quantized z.
         kmeans: iterations before the first step, if the codebook is not there.
-        outer_loss: `loss` gets z and quantized z as they are outside of any projection.
         ids_of: ids of the original from the quantized values inside the projection, where they are not ours.
+        constants: arrays of ours, by the original's names, that it does not save.
     """
 
     make: Make
     rules: list[Rule]
     loss: Loss
     per_layer: bool = False
-    groups: int = 1
+    groups: int = 0
     squeeze: bool = False
-    channels_first: bool = False
+    channels_first: bool | Literal["images"] = False
+    decoded_channels_first: bool = True
     ids_channels_first: bool = False
+    plain_codes: bool = False
+    masked: Literal["zeros", "input"] | None = None
     updates: bool = False
     layers: Callable[[dict[str, Any]], int | None] = lambda call: None
-    gradient_scale: float = 1.0
     kmeans: int = 0
     ids_of: Callable[[jax.Array], jax.Array] | None = None
+    constants: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def no_loss(losses: dict[str, Any], z: jax.Array, q: jax.Array) -> tuple[Any, dict[str, Any]]:
@@ -89,6 +95,8 @@ def dropout(a: Arguments, layers: int) -> Callable[[dict[str, Any]], int | None]
     def number(call: dict[str, Any]) -> int | None:
         if not active:
             return None
+        if "rand_quantize_dropout_fixed_seed" not in call:
+            raise UnknownArgument("quantize_dropout without rand_quantize_dropout_fixed_seed")
         index = random.Random(call["rand_quantize_dropout_fixed_seed"]).randrange(first, layers)
         return -(-(index + 1) // multiple) * multiple
 
@@ -96,7 +104,39 @@ def dropout(a: Arguments, layers: int) -> Callable[[dict[str, Any]], int | None]
 
 
 def grouped(one: Make, groups: int) -> tuple[tuple[str, str], Make]:
-    """((prefix of the original's names, prefix of ours), what makes the groups)."""
-    if groups == 1:
+    """((prefix of the original's names, prefix of ours), what makes the groups); no groups: 0."""
+    if not groups:
         return ("", ""), one
     return ("rvqs.{group}.", "each."), lambda rngs: zq.Product(one, groups, rngs=rngs)
+
+
+def without_effect(a: Arguments, *names: str, **neutral: Any) -> None:
+    """Takes what changes nothing here, whatever it is, or as long as it has its neutral value."""
+    for name in names:
+        a.take(name)
+    for name, value in neutral.items():
+        given = a.take(name, value)
+        if given != value:
+            raise UnknownArgument(f"{name}={given}")
+
+
+def activation(text: str) -> Callable[[Any], Any]:
+    """The function that PyTorch prints as `text`, as "GELU(approximate='none')"."""
+    kind, inside = text.removesuffix(")").split("(", 1)
+    options = dict(part.split("=") for part in inside.split(", ") if part)
+    options.pop("inplace", None)
+    functions: dict[str, Callable[..., Any]] = {
+        "ReLU": lambda: nnx.relu,
+        "ReLU6": lambda: nnx.relu6,
+        "GELU": lambda approximate: lambda x: nnx.gelu(x, approximate=approximate == "'tanh'"),
+        "SiLU": lambda: nnx.silu,
+        "Tanh": lambda: nnx.tanh,
+        "Sigmoid": lambda: nnx.sigmoid,
+        "Identity": lambda: lambda x: x,
+        "LeakyReLU": lambda negative_slope: lambda x: nnx.leaky_relu(x, float(negative_slope)),
+        "ELU": lambda alpha: lambda x: nnx.elu(x, float(alpha)),
+        "Softplus": lambda beta, threshold: lambda x: nnx.softplus(x * float(beta)) / float(beta),
+    }
+    if kind not in functions:
+        raise UnknownArgument(text)
+    return functions[kind](**options)

@@ -16,42 +16,26 @@ from flax import nnx
 from zoo import quantize as zq
 from zoo.convert import filled, shapes_of
 from zoo.parity_quantizers import codebooks, scalars, vectors
+from zoo.parity_quantizers.quirks import (
+    DiVeQResidual,
+    GivenNoise,
+    as_original,
+    leaves,
+    pooled_diversity,
+    remember_moved,
+    with_raw_commitment,
+)
 from zoo.parity_quantizers.reference import Arguments, Reference, UnknownArgument, sg
 from zoo.presets.rules import plan
-from zoo.quantize.common import assigned_copy, full_precision, masked_mean
+from zoo.quantize.common import assigned_copy, full_precision
 from zoo.quantize.projected import Wrapper
-from zoo.quantize.regularizers import distances
 from zoo.types import Quantized
 
 Arrays = Any  # name -> array
+SHOWN = ("return_loss_breakdown", "return_all_codes", "mask", "lens")  # arguments of a call that change no result
+CALLS = ("rand_quantize_dropout_fixed_seed",)  # and those of one step
+MOMENTS = ("mean", "variance")
 IGNORED = re.compile(r"(.*\.)?(initted|mask|codebook_(mean|variance)_needs_init)")  # buffers without a value of ours
-
-
-@dataclasses.dataclass(frozen=True)
-class GivenNoise(zq.DiVeQ):
-    """DiVeQ with the noise of a case."""
-
-    noise: Any = None
-
-    def __call__(self, z: Any, q: Any, codes: Any = None, *, dot: bool = False, key: Any = None) -> Any:
-        return self.moved(z, q, self.noise)
-
-
-@dataclasses.dataclass(frozen=True)
-class Overwritten:
-    """A regularizer as the original differentiates it: PyTorch's backward pass finds the codebook already moved by the
-    step's averages, and the orthogonality is that of the moved codes."""
-
-    regularizer: Any
-    moved: Any
-
-    def __call__(self, z: Any, ids: Any, codes: Any, mask: Any) -> dict[str, Any]:
-        moved = codes + sg(self.moved - codes)
-        if isinstance(self.regularizer, zq.Orthogonality):
-            return self.regularizer(z, ids, moved, mask)
-        like = distances(z, moved) ** 2
-        squared = sg(distances(z, codes) ** 2) + like - sg(like)
-        return self.regularizer.of(jnp.sqrt(squared), ids, mask)
 
 
 def quantizer(case: dict[str, Any], io: Arrays, weights: Arrays) -> dict[str, Any]:
@@ -60,14 +44,22 @@ def quantizer(case: dict[str, Any], io: Arrays, weights: Arrays) -> dict[str, An
     if "cls" not in about:
         adapter = codebooks.bsq if "variants" in about else codebooks.wetok
         return jax.jit(functools.partial(adapter, about))(io)
-    call = {k: v for k, v in about["forward_kwargs"].items() if k == "inv_temperature"}
-    run = Run(reference(about["cls"], about["constructor"] | call), about, io, weights)
-    if run.found.kmeans and not weights[next(name for name in weights if name.endswith("initted"))]:
+    call = {name: value for name, value in about["forward_kwargs"].items() if name not in SHOWN}
+    every = {name: call.pop(name) for name in CALLS if name in call}
+    constructor = dict(about["constructor"])
+    if "Residual" in about["cls"]:
+        constructor.pop("freeze_codebook", None)  # the call's default overrides it
+    run = Run(reference(about["cls"], constructor | call), io, weights)
+    if run.found.kmeans and not all(w for name, w in weights.items() if name.endswith("initted")):
         zq.assign(run.module, jax.jit(run.initial)(nnx.state(run.module)))
     steps = sum(bool(re.fullmatch(r"ids_train\d+", name)) for name in outputs)
+    if not steps:
+        return run.evaluation()
     out = {}
-    for i, arguments in enumerate((about["train_calls"] or [{}] * max(steps, 1))[: max(steps, 1)], start=1):
-        out |= run.step(i, arguments)
+    for i, arguments in enumerate((about["train_calls"] or [{}] * steps)[:steps], start=1):
+        if unknown := arguments.keys() - CALLS:
+            raise UnknownArgument(f"{', '.join(unknown)} in train_calls")
+        out |= run.step(i, every | arguments)
     for name in outputs:  # all codes are the third result of classes without a loss
         if name.startswith("loss_train") and "levels" in about["constructor"] and f"all_codes{name[4:]}" in out:
             out[name] = np.asarray(out[f"all_codes{name[4:]}"], np.float32)  # from a float32 table
@@ -77,19 +69,18 @@ def quantizer(case: dict[str, Any], io: Arrays, weights: Arrays) -> dict[str, An
 class Run:
     """A case's quantizer as ours, with its state."""
 
-    def __init__(self, found: Reference, about: dict[str, Any], io: Arrays, weights: Arrays):
+    def __init__(self, found: Reference, io: Arrays, weights: Arrays):
         self.found, self.io = found, io
-        self.shared = about["constructor"].get("shared_codebook", False)
+        self.module: Any = nnx.eval_shape(lambda: found.make(nnx.Rngs(0)))
+        self.shared = any(isinstance(m, zq.Residual) and m.shared for _, m in nnx.iter_modules(self.module))
         given = {n: w for n, w in weights.items() if not IGNORED.fullmatch(n) and self.stands_for(n) == n}
-        if about["constructor"].get("affine_param"):  # what is not there before the first batch
-            for name in ("batch_mean", "batch_variance"):
-                given.setdefault(f"_codebook.{name}", np.zeros_like(given["_codebook.codebook_mean"]))
-            given["_codebook.batch_seen"] = np.zeros(())
-            given["_codebook.codebook_seen"] = 1.0 - weights["_codebook.codebook_mean_needs_init"]
-        self.module: Any = filled(lambda: found.make(nnx.Rngs(0)), found.rules, given)
+        given |= found.constants | _statistics(given, weights)
+        self.module = filled(lambda: found.make(nnx.Rngs(0)), found.rules, given)
         self.graph, state = nnx.split(self.module)
         self.entries = plan(found.rules, shapes_of(state))
         self.mask = jnp.asarray(io["mask"]) == 1 if "mask" in io else None
+        if "lens" in io:
+            self.mask = jnp.arange(self.take("x").shape[1]) < jnp.asarray(io["lens"])[:, None]
 
     def stands_for(self, name: str) -> str:
         """All layers of a shared codebook are the first."""
@@ -101,47 +92,72 @@ class Run:
 
     @property
     def channels_first(self) -> bool:
-        return self.found.channels_first or self.io["x"].ndim > 3
+        images = self.found.channels_first == "images"
+        return self.io["x"].ndim > 3 if images else bool(self.found.channels_first)
 
     def outside(self, q: jax.Array) -> jax.Array:
         return jnp.moveaxis(q, -1, 1) if self.channels_first else q
 
     def ids(self, ids: jax.Array) -> jax.Array:
         """Ours to the original's layout."""
-        if self.found.groups > 1:
-            return jnp.moveaxis(ids.reshape(*ids.shape[:-1], self.found.groups, -1), -2, 0)
+        groups = self.found.groups
+        if groups:
+            ids = jnp.moveaxis(ids.reshape(*ids.shape[:-1], groups, -1), -2, 0)
         if self.found.ids_channels_first:
-            return jnp.moveaxis(ids, -1, 1)
+            ids = jnp.moveaxis(ids, -1, 2 if groups else 1)
         return ids[..., 0] if self.found.squeeze else ids
 
     def own_ids(self, ids: jax.Array) -> jax.Array:
-        """And back."""
-        if self.found.groups > 1:
+        """And back. The original decodes ids [b, q, ...] as if q came last."""
+        if self.found.groups:
             return jnp.moveaxis(ids, 0, -2).reshape(*ids.shape[1:-1], -1)
-        if self.found.ids_channels_first:
-            return jnp.moveaxis(ids, 1, -1)
         return ids[..., None] if self.found.squeeze else ids
 
-    def masked(self, out: Quantized) -> Quantized:
-        """Zeros and ids -1 where the mask is False."""
-        if self.mask is None:
+    def masked(self, out: Quantized, x: jax.Array) -> Quantized:
+        """Zeros, or x, and ids -1 where the mask is False."""
+        if self.mask is None or not self.found.masked:
             return out
-        q, ids = jnp.where(self.mask[..., None], out.z, 0), jnp.where(self.mask[..., None], jnp.asarray(out.ids), -1)
-        return dataclasses.replace(out, z=q, ids=ids)
+        mask = self.mask[..., None]
+        q = jnp.where(mask, out.z, x if self.found.masked == "input" else 0)
+        return dataclasses.replace(out, z=q, ids=jnp.where(mask, jnp.asarray(out.ids), -1))
 
     def initial(self, state: Any) -> dict[Any, Any]:
         """The state after k-means."""
         module: Any = nnx.merge(self.graph, state)
-        return module.initialize(self.take("x"), iterations=self.found.kmeans)
+        return module.initialize(self.take("x"), iterations=self.found.kmeans, mask=self.mask)
+
+    def evaluation(self) -> dict[str, Any]:
+        """What the original gives without training."""
+        values = jax.jit(lambda state, x: self._evaluated(nnx.merge(self.graph, state), x))
+        return _of_evaluation(values(nnx.state(self.module), self.take("x")))
 
     def _evaluated(self, module: Any, x: jax.Array) -> dict[str, Any]:
         """Without training: the codes of the ids, and what the stored ids decode to."""
         ids = jnp.asarray(module(x, mask=self.mask).ids)
-        out = self.masked(Quantized(z=module.lookup(ids), ids=ids))
+        out = self.masked(Quantized(z=module.lookup(ids), ids=ids), x)
         values = {"quant": self.outside(out.z), "ids": self._reference_ids(module, out, ids)}
         if "ids_eval" in self.io:
-            values["decoded"] = self.outside(module.lookup(self.own_ids(jnp.asarray(self.io["ids_eval"]))))
+            values["decoded"] = self._decoded(module, self.own_ids(jnp.asarray(self.io["ids_eval"])))
         return values | self._codes(module, jnp.asarray(out.ids))
+
+    def _decoded(self, module: Any, ids: jax.Array) -> jax.Array:
+        module = self._plain(module)
+        if isinstance(module, zq.Heads) and hasattr(module.quantizer, "codebook"):  # heads are left apart
+            return self.outside(module.quantizer.lookup(ids[..., None]))
+        q = module.lookup(ids)
+        if self.found.decoded_channels_first:
+            return self.outside(q)
+        if self.found.groups and self.channels_first:  # channels come last, and groups are joined along axis 1
+            return jnp.concatenate(jnp.split(q, self.found.groups, -1), 1)
+        return q
+
+    def _plain(self, module: Any) -> Any:
+        """With the codes as they are in the original's table of all codes."""
+        if self.found.plain_codes:
+            module = nnx.clone(module)
+            for leaf in leaves(module):
+                leaf.rotate = leaf.spherical = False
+        return module
 
     def _reference_ids(self, module: Any, out: Quantized, ids: jax.Array) -> jax.Array:
         if self.found.ids_of is None:
@@ -149,10 +165,20 @@ class Run:
         return self.found.ids_of((module.quantizer if isinstance(module, Wrapper) else module).lookup(ids))
 
     def _codes(self, module: Any, ids: jax.Array) -> dict[str, jax.Array]:
-        """Each layer's codes of a residual quantizer."""
-        while isinstance(module, Wrapper):
-            module = module.quantizer
-        return {"all_codes": jnp.stack(module.codes(ids))} if isinstance(module, zq.Residual) else {}
+        """Each layer's codes of a residual quantizer; of several in groups, with a leading group axis."""
+        module, channels = self._plain(module), self.channels_first and self.found.decoded_channels_first
+
+        def codes(module: Any, ids: jax.Array) -> jax.Array:
+            while isinstance(module, Wrapper):
+                module = module.quantizer
+            layers = jnp.stack(module.codes(ids))
+            return jnp.moveaxis(layers, -1, 2) if channels else layers
+
+        if not any(isinstance(m, zq.Residual) for _, m in nnx.iter_modules(module)):
+            return {}
+        if isinstance(module, zq.Product):
+            return {"all_codes": module.map(codes, module.split(ids))}
+        return {"all_codes": codes(module, self.ids(ids))}
 
     @functools.cached_property
     def _step(self) -> Callable[..., Any]:
@@ -164,8 +190,7 @@ class Run:
         before, values, gradients, state = self._step(nnx.state(self.module), x, up, self.found.layers(arguments))
         out = {f"{name}_train{i}": value for name, value in values.items()}
         if i == 1:
-            out |= {f"{name}_eval": value for name, value in before.items()}
-            out["decoded_from_ids"] = before.get("decoded")
+            out |= _of_evaluation(before)
         for j, what in enumerate(("quant", "loss")):
             to_state, to_x = jax.tree.map(lambda g, j=j: g[j], gradients)
             out[f"grad_x_{what}_train{i}"] = self.outside(to_x)
@@ -189,22 +214,16 @@ class Run:
         """(evaluation before, values, gradients of the output and of the loss, state after the step)."""
         module: Any = nnx.merge(self.graph, state)
         before = self._evaluated(module, x)
-        if isinstance(module, zq.AffineVQ):  # the original's statistics move first
-            zq.assign(module, module.observe(module(x, mask=self.mask).stats, module.codebook[...]))
-            state = nnx.state(module)
-        moved = self._moved(module, x)
+        moved = self._moved(module, x, number)
 
         def forward(state: Any, x: jax.Array) -> tuple[Any, Any]:
             module: Any = nnx.merge(self.graph, state)
             if moved is not None:
-                inner = innermost(module)
-                inner.regularizers = [Overwritten(r, moved) for r in inner.regularizers]
-            if "dnoise" in self.io:
-                module.estimator = GivenNoise(module.estimator.variance, jnp.asarray(self.io["dnoise"]))
-            out, layers = apply(module, x, self.mask, number)
+                remember_moved(module, moved)
+            self._give_noise(module)
+            out, layers = apply(as_original(module), x, self.mask, number)
             ids = jnp.asarray(out.ids)
-            q = out.z + (self.found.gradient_scale - 1) * (out.z - sg(out.z))
-            out = self.masked(dataclasses.replace(out, z=q))
+            out = self.masked(out, x)
             loss, parts = self._loss(module, x, out, layers)
             values = {"quant": self.outside(out.z), "ids": self._reference_ids(module, out, ids), "loss": loss}
             values |= {f"loss_{name}": value for name, value in parts.items()}
@@ -213,32 +232,50 @@ class Run:
         _, pull, (values, out) = jax.vjp(forward, state, x, has_aux=True)
         gradients = jax.vmap(pull)(tuple(jnp.eye(2, dtype=x.dtype)))
         if self.found.updates:
-            update = zq.EMAVQ.update if isinstance(module, zq.AffineVQ) else type(module).update
-            zq.assign(module, update(module, out.stats, out.samples))
+            zq.assign(module, module.update(out.stats, out.samples))
         values |= self._codes(module, jnp.asarray(out.ids))  # those of the moved codebooks
         return before, values, gradients, nnx.state(module)
 
-    def _moved(self, module: Any, x: jax.Array) -> Any:
-        """The codebook after this step, where regularizers look at it."""
-        if not (self.found.updates and getattr(innermost(module), "regularizers", ())):
+    def _moved(self, module: Any, x: jax.Array, number: Any) -> Any:
+        """The quantizer after this step, where regularizers look at it."""
+        if not (self.found.updates and any(getattr(leaf, "regularizers", ()) for leaf in leaves(module))):
             return None
-        out = module(x, mask=self.mask)
-        return innermost(assigned_copy(module, module.update(out.stats, out.samples))).codes()
+        out, _ = apply(as_original(nnx.clone(module)), x, self.mask, number)
+        return assigned_copy(module, module.update(out.stats, out.samples))
+
+    def _give_noise(self, module: Any) -> None:
+        if "dnoise" in self.io:
+            noise = jnp.asarray(self.io["dnoise"])
+            for leaf in leaves(module):
+                if isinstance(leaf.estimator, zq.DiVeQ):
+                    leaf.estimator = GivenNoise(leaf.estimator.variance, noise)
+            for _, inner in nnx.iter_modules(module):
+                if isinstance(inner, DiVeQResidual):
+                    inner.noise = noise
 
     def _loss(self, module: Any, x: jax.Array, out: Quantized, layers: list[Quantized]) -> tuple[Any, dict[str, Any]]:
         if self.found.per_layer:
             return jnp.stack([self.found.loss(layer.losses, x, out.z)[0] for layer in layers], -1), {}
         losses = out.losses
-        if self.mask is not None and getattr(module, "l2_norm", False):  # the original compares with the raw input
-            losses = losses | {"commitment": masked_mean((x - sg(out.z)) ** 2, self.mask)}
+        if "diversity" in losses and jnp.asarray(out.ids).shape[-1] > 1:
+            losses = losses | {"diversity": pooled_diversity(module, x)}
         return self.found.loss(losses, x, out.z)
 
 
-def innermost(module: Any) -> Any:
-    """The quantizer inside of wrappers and heads."""
-    while isinstance(module, Wrapper | zq.Heads):
-        module = module.quantizer
-    return module
+def _of_evaluation(values: dict[str, Any]) -> dict[str, Any]:
+    return {"decoded_from_ids" if name == "decoded" else f"{name}_eval": value for name, value in values.items()}
+
+
+def _statistics(given: Arrays, weights: Arrays) -> Arrays:
+    """Of the affine form: the batch's, which are not there before the first one, and whether each has been seen."""
+    out = {}
+    for name in weights:
+        if name.endswith("codebook_mean_needs_init"):
+            start, like = name.removesuffix("codebook_mean_needs_init"), given[name.removesuffix("_needs_init")]
+            out |= {f"{start}batch_{n}": given.get(f"{start}batch_{n}", np.zeros_like(like)) for n in MOMENTS}
+            for which, seen in (("batch", f"{start}batch_mean" in given), ("codebook", not weights[name])):
+                out[f"{start}{which}_seen"] = np.full(len(like) if len(like) > 1 else (), float(seen))
+    return out
 
 
 def apply(module: Any, z: jax.Array, mask: Any, number: Any) -> tuple[Quantized, list[Quantized]]:
@@ -248,26 +285,30 @@ def apply(module: Any, z: jax.Array, mask: Any, number: Any) -> tuple[Quantized,
         return module.around(out), layers
     if isinstance(module, zq.Residual):
         layers = module.each(z, mask=mask, number=number)
-        return module.collect(z, layers, number), layers
+        out, residual = module.collect(z, layers, number), z
+        for i, layer in enumerate(layers):
+            layers[i] = with_raw_commitment(module.layer(i), residual, layer, mask)
+            residual = residual - sg(layer.z)
+        return out, layers
     if isinstance(module, zq.Product):
-        out, layers = module.map(lambda q, z: apply(q, z, mask, number), module.split(z))
+        out, layers = module.map(lambda q, z: apply(as_original(q), z, mask, number), module.split(z))
         return module.side_by_side(out), layers
-    out = module(z, mask=mask)
+    out = with_raw_commitment(module, z, module(z, mask=mask), mask)
     return out, [out]
 
 
 CLASSES: dict[str, Callable[[Arguments], Reference]] = {
     "VectorQuantize": vectors.vector_quantize,
     "ResidualVQ": vectors.residual_vq,
-    "GroupedResidualVQ": vectors.residual_vq,
+    "GroupedResidualVQ": functools.partial(vectors.residual_vq, groups=True),
     "SimVQ": vectors.sim_vq,
     "ResidualSimVQ": vectors.sim_vq,
     "FSQ": scalars.fsq,
     "LFQ": scalars.lfq,
     "ResidualFSQ": scalars.residual_scalar,
     "ResidualLFQ": scalars.residual_scalar,
-    "GroupedResidualFSQ": scalars.residual_scalar,
-    "GroupedResidualLFQ": scalars.residual_scalar,
+    "GroupedResidualFSQ": functools.partial(scalars.residual_scalar, groups=True),
+    "GroupedResidualLFQ": functools.partial(scalars.residual_scalar, groups=True),
     "LatentQuantize": scalars.latent_quantize,
     "RandomProjectionQuantizer": vectors.random_projection,
 }

@@ -10,21 +10,25 @@ import jax.numpy as jnp
 from flax import nnx
 
 from zoo import quantize as zq
+from zoo.parity_quantizers.quirks import DiVeQResidual, Observing, Synchronous, ToCodes, Unnormalized
 from zoo.parity_quantizers.reference import (
     Arguments,
     Loss,
     Make,
     Reference,
     UnknownArgument,
+    activation,
     dropout,
     grouped,
     no_loss,
     projections,
     sg,
+    without_effect,
 )
 from zoo.presets.rules import LINEAR, SAME, TOKEN, Layout, Rule, layer
 
 VECTOR = Layout(lambda x: x[0, 0], lambda x: x[None, None])  # [1, 1, d] <-> [d]
+HEADS = Layout(lambda x: x[:, 0], lambda x: x[:, None])  # [h, 1, d] <-> [h, d]
 BUFFERS = {"embed": "codebook", "cluster_size": "cluster_size", "embed_avg": "embed_sum"}
 
 
@@ -32,25 +36,39 @@ def _codebook(a: Arguments, dim: int, codes: int) -> tuple[Make, Loss, bool]:
     """(makes one codebook, its loss, whether training moves it)."""
     diveq, dead = a.take("directional_reparam", False), a.take("threshold_ema_dead_code", 0)
     ema, learned = a.take("ema_update", not diveq), a.take("learnable_codebook", diveq)
-    rotation, frozen = a.take("rotation_trick", not diveq and dim > 1), a.take("freeze_codebook", False)
-    variance = a.take("directional_reparam_variance", 5e-3)
+    frozen, l2_norm, affine = (a.take(n, False) for n in ("freeze_codebook", "use_cosine_sim", "affine_param"))
+    estimator = _estimator(a, dim, diveq)
     loss, regularizers = _codebook_loss(a, diveq, learned and not frozen)
     options: dict[str, Any] = {
-        "l2_norm": a.take("use_cosine_sim", False),
+        "l2_norm": l2_norm,
         "decay": a.take("decay", 0.8),
         "epsilon": a.take("eps", 1e-5),
         "dead_below": dead,
-        "learned": "ema" if ema else "gradient",
-        "estimator": zq.DiVeQ(variance) if diveq else zq.RotationTrick() if rotation else zq.StraightThrough(),
+        "learned": "ema" if ema and not a.take("manual_ema_update", False) else "gradient",
+        "estimator": estimator,
         "regularizers": regularizers,
     }
-    kind: type[zq.EMAVQ] = zq.AffineVQ if a.take("affine_param", False) else zq.EMAVQ
-    decays = a.take("affine_param_batch_decay", 0.99), a.take("affine_param_codebook_decay", 0.9)
-    if kind is zq.AffineVQ:
-        options |= dict(zip(("batch_decay", "codebook_decay"), decays, strict=True))
-    for neutral in ("sync_kmeans", "sync_codebook", "sync_affine_param", "return_zeros_for_masked_padding"):
-        a.take(neutral)
-    return lambda rngs: kind(codes, dim, rngs=rngs, **options), loss, (ema or dead > 0) and not frozen
+    decays = {n: a.take(f"affine_param_{n}", value) for n, value in (("batch_decay", 0.99), ("codebook_decay", 0.9))}
+    without_effect(a, "manual_ema_update", "sync_kmeans", "sync_codebook", "sync_affine_param", "sample_codebook_temp")
+    without_effect(a, stochastic_sample_codes=False, manual_in_place_optimizer_update=False)
+
+    def make(rngs: nnx.Rngs) -> Any:
+        if not affine:
+            return zq.EMAVQ(codes, dim, rngs=rngs, **options)
+        quantizer = Observing(codes, dim, rngs=rngs, **options, **decays)
+        quantizer.frozen = frozen or not (ema or dead)
+        return quantizer
+
+    return make, loss, affine or (ema or dead > 0) and not frozen
+
+
+def _estimator(a: Arguments, dim: int, diveq: bool) -> Any:
+    rotation, variance = a.take("rotation_trick", not diveq and dim > 1), a.take("directional_reparam_variance", 5e-3)
+    a.take("straight_through")  # without noise and with temperatures above 0 its gradient is lost in the argmax
+    v, routed = a.take("sync_update_v", 0.0), a.take("route_gradients_to_input", True)
+    estimator = zq.DiVeQ(variance) if diveq else zq.RotationTrick() if rotation else zq.StraightThrough()
+    estimator = estimator if routed else ToCodes()
+    return Synchronous(estimator, v) if v else estimator
 
 
 def _codebook_loss(a: Arguments, diveq: bool, learned: bool) -> tuple[Loss, list[Any]]:
@@ -82,11 +100,13 @@ def _codebook_loss(a: Arguments, diveq: bool, learned: bool) -> tuple[Loss, list
     return loss, regularizers
 
 
-def _buffers(reference: str, ours: str, layout: Layout) -> list[Rule]:
+def _buffers(reference: str, ours: str, heads: bool = False) -> list[Rule]:
+    """Of one codebook, or of one for each head."""
+    layout, vector = (SAME, HEADS) if heads else (TOKEN, VECTOR)
     rules = [Rule(f"{reference}_codebook.{theirs}", f"{ours}{mine}", layout) for theirs, mine in BUFFERS.items()]
-    for which in ("batch", "codebook"):  # of the affine form, which has one codebook
+    for which in ("batch", "codebook"):  # of the affine form
         for name in ("mean", "variance"):
-            rules.append(Rule(f"{reference}_codebook.{which}_{name}", f"{ours}{which}_{name}", VECTOR))
+            rules.append(Rule(f"{reference}_codebook.{which}_{name}", f"{ours}{which}_{name}", vector))
         rules.append(Rule(f"{reference}_codebook.{which}_seen", f"{ours}{which}_seen"))
     return rules
 
@@ -95,8 +115,13 @@ def vector_quantize(a: Arguments) -> Reference:
     dim, heads, separate = a.take("dim"), a.take("heads", 1), a.take("separate_codebook_per_head", False)
     inner, norm = a.take("codebook_dim", dim), a.take("layernorm_after_project_in", False)
     images = a.take("accept_image_fmap", False), a.take("accept_3d_fmap", False), not a.take("channel_last", True)
-    if heads > 1 and a.get("codebook_diversity_loss_weight"):
-        raise UnknownArgument("codebook_diversity_loss_weight of several heads")
+    if heads > 1 and a.get("directional_reparam"):
+        raise UnknownArgument("directional_reparam of several heads")
+    maximum, active = a.take("orthogonal_reg_max_codes"), a.get("orthogonal_reg_active_codes_only")
+    if maximum and a.get("orthogonal_reg_weight") and (active or maximum < a.get("codebook_size")):
+        raise UnknownArgument(f"orthogonal_reg_max_codes={maximum}")
+    masked = "zeros" if a.take("return_zeros_for_masked_padding", True) else "input"
+    a.setdefault("rotation_trick", None if dim > 1 else False)
     one, loss, updates = _codebook(a, inner, a.take("codebook_size"))
     projected = inner * heads != dim
 
@@ -108,15 +133,14 @@ def vector_quantize(a: Arguments) -> Reference:
         return zq.Projected(quantizer, dim, inner * heads, norm=norm, rngs=rngs) if projected else quantizer
 
     path = ("quantizer." if projected else "") + ("" if heads == 1 else "each." if separate else "quantizer.")
-    rules = _buffers("", path, SAME if separate and heads > 1 else TOKEN)
     return Reference(
         make,
-        rules + (projections(norm=norm) if projected else []),
+        _buffers("", path, separate and heads > 1) + (projections(norm=norm) if projected else []),
         loss,
         squeeze=heads == 1,
         channels_first=any(images),
+        masked=masked,
         updates=updates,
-        gradient_scale=1 + a.take("sync_update_v", 0.0),
         kmeans=_kmeans(a),
     )
 
@@ -126,28 +150,32 @@ def _kmeans(a: Arguments) -> int:
     return iterations if a.take("kmeans_init", False) else 0
 
 
-def residual_vq(a: Arguments) -> Reference:
-    groups = a.take("groups", 1)
-    dim, sizes = a.take("dim") // groups, a.take("codebook_size")
+def residual_vq(a: Arguments, *, groups: bool = False) -> Reference:
+    number = a.take("groups", 1)
+    dim, sizes = a.take("dim") // number, a.take("codebook_size")
     sizes = [sizes] * a.take("num_quantizers") if isinstance(sizes, int) else sizes
-    inner, shared = a.take("codebook_dim", dim), a.take("shared_codebook", False)
-    a.take("num_quantizers")
+    inner, shared, diveq = a.take("codebook_dim", dim), a.take("shared_codebook", False), a.take("diveq", False)
+    without_effect(a, "num_quantizers", heads=1, quant_grad_frac=0.0)
+    if diveq:
+        a |= {"ema_update": False, "learnable_codebook": True, "route_gradients_to_input": False}
+        a |= {"commitment_weight": 0.0}
     layers, projected = dropout(a, len(sizes)), inner != dim
-    common = {"channels_first": a.take("accept_image_fmap", False), "kmeans": _kmeans(a)}
-    common |= {"gradient_scale": 1 + a.take("sync_update_v", 0.0)}
+    common = {"channels_first": a.take("accept_image_fmap", False), "kmeans": _kmeans(a), "layers": layers}
+    common |= {"masked": "zeros" if a.take("return_zeros_for_masked_padding", True) else "input"}
     made = [_codebook(Arguments(a), inner, size) for size in sizes[1:]]
     made = [_codebook(a, inner, sizes[0]), *made]
 
     def one(rngs: nnx.Rngs) -> Any:
         quantizers = [make(rngs) for make, _, _ in (made[:1] if shared else made)]
-        residual = zq.Residual(quantizers, layers=len(sizes) if shared else None)
+        residual = (DiVeQResidual if diveq else zq.Residual)(quantizers, layers=len(sizes) if shared else None)
         return zq.Projected(residual, dim, inner, rngs=rngs) if projected else residual
 
-    (outer, path), make = grouped(one, groups)
+    (outer, path), make = grouped(one, number if groups else 0)
     within = f"{path}quantizer." if projected else path
-    rules = _buffers(f"{outer}layers.{{layer}}.", f"{within}quantizers.{{layer}}.", TOKEN)
+    rules = _buffers(f"{outer}layers.{{layer}}.", f"{within}quantizers.{{layer}}.")
     rules += projections(outer, path) if projected else []
-    return Reference(make, rules, made[0][1], True, groups, updates=made[0][2], layers=layers, **common)
+    common |= {"groups": number if groups else 0, "updates": made[0][2], "decoded_channels_first": False}
+    return Reference(make, rules, made[0][1], True, **common)
 
 
 def sim_vq(a: Arguments) -> Reference:
@@ -155,7 +183,7 @@ def sim_vq(a: Arguments) -> Reference:
     dim, codes = a.take("dim"), a.take("codebook_size")
     frozen = a.take("frozen_codebook_dim", dim)
     drop = dropout(a, layers)
-    text = a.take("codebook_transform", f"(0): Linear(in_features={frozen}, out_features={dim}, bias=False)")
+    text = a.take("codebook_transform", f"Linear(in_features={frozen}, out_features={dim}, bias=False)")
     estimator = zq.RotationTrick() if a.take("rotation_trick", True) else zq.StraightThrough()
     back, weight = a.take("input_to_quantize_commit_loss_weight", 0.25), a.take("commitment_weight", 1.0)
     options = {"frozen_dim": frozen, "transform": lambda rngs: _sequential(text, rngs), "estimator": estimator}
@@ -177,46 +205,41 @@ def sim_vq(a: Arguments) -> Reference:
 
 def _sim_rules(reference: str, ours: str) -> list[Rule]:
     several = layer(f"{reference}code_transform.{{i}}", f"{ours}transform.layers.{{i}}", LINEAR)
+    several += layer(f"{reference}code_transform.{{i}}", f"{ours}transform.layers.{{i}}", SAME)
     one = layer(f"{reference}code_transform", f"{ours}transform", LINEAR)
     return [Rule(f"{reference}frozen_codebook", f"{ours}frozen"), *several, *one]
 
 
 def _sequential(text: str, rngs: nnx.Rngs) -> Any:
-    """The module that PyTorch prints as `text`: linear layers and activations."""
-    activations = {
-        "ReLU": nnx.relu,
-        "GELU": lambda x: nnx.gelu(x, approximate=False),
-        "SiLU": nnx.silu,
-        "Tanh": nnx.tanh,
-    }
-    modules: list[Any] = []
-    for kind, inside in re.findall(r"(?:^|\): )(\w+)\(([^()]*)\)", text):
-        if kind == "Linear":
-            about = dict(part.split("=") for part in inside.split(", "))
-            sizes = int(about["in_features"]), int(about["out_features"])
-            modules.append(nnx.Linear(*sizes, use_bias=about["bias"] == "True", rngs=rngs))
-        elif kind in activations:
-            modules.append(activations[kind])
-        else:
-            raise UnknownArgument(f"codebook_transform {kind}")
-    return nnx.Sequential(*modules) if text.startswith("Sequential") else modules[0]
+    """The module that PyTorch prints as `text`: linear layers, layer norms and activations."""
+    if not text.startswith("Sequential"):
+        return _module(text, rngs)
+    return nnx.Sequential(*(_module(line, rngs) for line in re.findall(r"\(\d+\): (.+)", text)))
+
+
+def _module(text: str, rngs: nnx.Rngs) -> Any:
+    if linear := re.fullmatch(r"Linear\(in_features=(\d+), out_features=(\d+), bias=(\w+)\)", text):
+        return nnx.Linear(int(linear[1]), int(linear[2]), use_bias=linear[3] == "True", rngs=rngs)
+    if norm := re.fullmatch(r"LayerNorm\(\((\d+),\), eps=([\d.e-]+), elementwise_affine=True.*\)", text):
+        return nnx.LayerNorm(int(norm[1]), epsilon=float(norm[2]), use_fast_variance=False, rngs=rngs)
+    return activation(text)
 
 
 def random_projection(a: Arguments) -> Reference:
     dim, heads, inner = a.take("dim"), a.take("num_codebooks", 1), a.take("codebook_dim")
-    if not a.take("norm", True):
-        raise UnknownArgument("norm=False")
     width, codes = heads * inner, a.take("codebook_size")
+    kind = zq.RandomProjection if a.take("norm", True) else Unnormalized
+    without_effect(a, "decay", "eps", "threshold_ema_dead_code", "commitment_weight", "rotation_trick")  # never trained
 
     def make(rngs: nnx.Rngs) -> Any:
         one = lambda rngs: zq.EMAVQ(codes, width, l2_norm=True, rngs=rngs)  # noqa: E731
         quantizer: Any = one(rngs) if heads == 1 else zq.Product(one, heads, rngs=rngs)
         quantizer = quantizer if heads == 1 else zq.Projected(quantizer, width, width * heads, rngs=rngs)
-        return zq.RandomProjection(quantizer, dim, width, rngs=rngs)
+        return kind(quantizer, dim, width, rngs=rngs)
 
     path = "quantizer." if heads == 1 else "quantizer.quantizer.each."
     side_by_side = Layout(
         lambda x: x.transpose(1, 0, 2).reshape(dim, width), lambda x: x.reshape(dim, heads, inner).transpose(1, 0, 2)
     )
     rules = [Rule("rand_projs", "projection", side_by_side), *projections("vq.", "quantizer.")]
-    return Reference(make, rules + _buffers("vq.", path, SAME), no_loss, squeeze=heads == 1)
+    return Reference(make, rules + _buffers("vq.", path, heads > 1), no_loss, squeeze=heads == 1)

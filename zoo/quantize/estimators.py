@@ -77,7 +77,7 @@ class RotationTrick(Estimator):
         norm_z = jnp.maximum(jnp.linalg.norm(sg(z), axis=-1, keepdims=True), 1e-6)
         norm_q = jnp.linalg.norm(sg(q), axis=-1, keepdims=True)
         u, v = sg(z) / norm_z, sg(q) / jnp.maximum(norm_q, 1e-6)
-        w = l2_normalize(u + v)
+        w = (u + v) / jnp.maximum(jnp.linalg.norm(u + v, axis=-1, keepdims=True), 1e-6)
 
         def along(direction: Array) -> Array:
             return jnp.sum(z * direction, -1, keepdims=True)

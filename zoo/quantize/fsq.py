@@ -38,7 +38,7 @@ class FSQ(Module):
         symmetric: codes from -1 to 1 for even L too.
         clamp: the bound: "tanh", or "hard", a clamp to [-1, 1] (for inputs that are bounded before).
         rotate: a fixed random rotation of each group before, and back after (arXiv:2307.13304).
-        scale: z is divided by it before and multiplied after: one number, or one per channel of a group.
+        scale: z is divided by it before all else and multiplied after: one number, or one per channel of a group.
         estimator: what the gradient is, from the bounded z on.
     """
 
@@ -96,9 +96,9 @@ class FSQ(Module):
         """The bounded z in the unit of codes, and the level of each channel, 0 to L - 1."""
         z = full_precision(z)
         z = z.reshape(*z.shape[:-1], self.groups, len(self.levels))
+        z = z / self._scale(z.dtype)
         z = z @ self.rotation[...] if self.rotate else z
         bound = jnp.tanh if self.clamp == "tanh" else lambda x: jnp.clip(x, -1, 1)
-        z = z / self._scale(z.dtype)
         levels = np.asarray(self.levels)
         if self.symmetric:
             bounded = bound(z)
@@ -125,8 +125,8 @@ class FSQ(Module):
         return (level - levels // 2) / (levels // 2)
 
     def _outside(self, q: Float[Array, "*b g n"]) -> Float[Array, "*b d"]:
-        q = q * self._scale(q.dtype)
         q = q @ self.rotation[...].T if self.rotate else q
+        q = q * self._scale(q.dtype)
         return q.reshape(*q.shape[:-2], -1)
 
     def levels_of(self, ids: Int[Array, "*b g"]) -> Int[Array, "*b g n"]:
