@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -12,8 +13,10 @@ from jax.scipy.special import entr
 
 from zoo import quantize as zq
 from zoo.convert import filled
+from zoo.parity_quantizers.reference import UnknownArgument
 from zoo.presets.rules import Rule
 from zoo.quantize import binary
+from zoo.quantize.search import kmeans
 from zoo.types import Quantized
 
 Arrays = Any  # name -> array
@@ -31,15 +34,31 @@ def channels_first(x: jax.Array) -> jax.Array:
 # -- signs
 
 
+def known(about: dict[str, Any], *names: str) -> None:
+    """Raises UnknownArgument where a case says more than these."""
+    if others := about.keys() - set(names):
+        raise UnknownArgument(", ".join(f"{name}={about[name]}" for name in sorted(others)))
+
+
+BSQ = ("beta", "gamma0", "gamma", "zeta", "l2_norm", "group_size", "inv_temperature", "persample_entropy_compute")
+BSQ_DEFAULTS = {"l2_norm": False, "group_size": 9, "inv_temperature": 1.0, "persample_entropy_compute": "group"}
+
+
 def bsq(about: dict[str, Any], io: Arrays) -> dict[str, Any]:
     """The official BSQ in each variant."""
     z, up, out = channels_last(io["z"]), channels_last(io["up"]), {}
-    for tag, v in about["variants"].items():
+    known(about, "embed_dim", "variants")
+    for tag, given in about["variants"].items():
+        known(given, *BSQ, "cb_entropy_compute")  # the last is read nowhere
+        v = BSQ_DEFAULTS | given
         size, dim = v["group_size"], about["embed_dim"]
-        own = 1 if v.get("persample_entropy_compute") == "analytical" else size
+        own = 1 if v["persample_entropy_compute"] == "analytical" else size
         entropy = zq.Entropy(1 / v["inv_temperature"], epsilon=1e-8)
         quantizer = zq.BSQ(dim, groups=dim // size, l2_norm=v["l2_norm"], entropy_bits=own, entropy=entropy)
-        values = _bsq_values(quantizer, v, z, up)
+        values = jax.jit(functools.partial(_bsq_values, quantizer, v))(z, up)
+        place = 2 ** (quantizer.bits * np.arange(quantizer.groups, dtype=np.int64)[::-1])
+        whole = np.sum(np.asarray(values["group_ids"]) * place, -1)  # more bits than int32 has
+        values["ids"] = whole.astype(io[f"ids_{tag}"].dtype)
         stored = quantizer.lookup(jnp.asarray(io[f"group_ids_{tag}"]))
         values["codes_of_group_ids"] = jnp.sign(stored).astype(jnp.int32)
         out |= {f"{name}_{tag}": value for name, value in values.items()}
@@ -59,24 +78,28 @@ def _bsq_values(quantizer: zq.BSQ, v: dict[str, Any], z: jax.Array, up: jax.Arra
     logits = 4 * v["inv_temperature"] * quantizer.magnitude * units
     logits = logits.reshape(-1, quantizer.dim // quantizer.entropy_bits, quantizer.entropy_bits)
     p = jnp.exp(binary.code_log_probabilities(logits[..., ::-1]))  # the original's codes are big endian
-    place = 2 ** (quantizer.bits * np.arange(quantizer.groups)[::-1])
     return {
         "zq": channels_first(out.z),
         "loss": loss,
         "H": out.losses["codebook_entropy"],
         "avg_prob": jnp.mean(p, 0),
-        "ids": jnp.sum(jnp.asarray(out.ids) * place, -1),
         "group_ids": out.ids,
         "grad_quant": channels_first(to_output),
         "grad_loss": channels_first(to_loss),
     }
 
 
+WEIGHTS = ("sample_minimization_weight", "batch_maximization_weight")
+
+
 def wetok(about: dict[str, Any], io: Arrays) -> dict[str, Any]:
     """WeTok's group-wise quantizer, and its tokens in factors."""
     out = {}
+    known(about, "specs", "temperature", "eps", *WEIGHTS)
     for spec in about["specs"]:
         options = spec.get("kw", {})
+        known(spec, "tag", "cls", "codebook_size", "num_codebooks", "hw", "std", "kw")
+        known(options, "token_factorization", "factorized_bits", *WEIGHTS)
         z, up = channels_last(io[f"z_{spec['tag']}"]), channels_last(io[f"up_{spec['tag']}"])
         entropy = zq.Entropy(about["temperature"], pooling="pooled", epsilon=about["eps"])
         bits = spec["codebook_size"].bit_length() - 1
@@ -84,7 +107,7 @@ def wetok(about: dict[str, Any], io: Arrays) -> dict[str, Any]:
         if options.get("token_factorization"):
             values = _wetok_factors(quantizer, options["factorized_bits"], z, spec["tag"], io)
         else:
-            weights = [options.get(n, about[n]) for n in ("sample_minimization_weight", "batch_maximization_weight")]
+            weights = [options.get(n, about[n]) for n in WEIGHTS]
             values = _wetok_values(quantizer, weights, z, up)
             ids = jnp.asarray(io[f"ids_{spec['tag']}"]).reshape(len(z), -1, quantizer.groups)
             values = {f"{name}_{spec['tag']}": value for name, value in values.items()}
@@ -134,7 +157,11 @@ ENCODEC = [
 ]
 
 
+CODEBOOK = ("dim", "codebook_size", "decay", "epsilon", "kmeans_init", "kmeans_iters", "threshold_ema_dead_code")
+
+
 def _encodec(about: dict[str, Any], weights: Arrays) -> Any:
+    known(about, *CODEBOOK, "commitment_weight")
     given = {name: tensor for name, tensor in weights.items() if name != "_codebook.inited"}
     options = {"decay": about["decay"], "epsilon": about["epsilon"]}
     build = lambda: zq.EncodecVQ(about["codebook_size"], about["dim"], **options, rngs=nnx.Rngs(0))  # noqa: E731
@@ -162,11 +189,13 @@ def _encodec_steps(about: dict[str, Any], module: Any, io: Arrays) -> dict[str, 
 
         def loss(x: jax.Array) -> tuple[jax.Array, Quantized]:
             quantized = module(x)
-            return 1000 * quantized.losses["commitment"] + jnp.sum(quantized.z * w), quantized
+            weight = 1000 * about.get("commitment_weight", 1.0)
+            return weight * quantized.losses["commitment"] + jnp.sum(quantized.z * w), quantized
 
         (_, quantized), gradient = jax.value_and_grad(loss, has_aux=True)(x)
+        commitment = about.get("commitment_weight", 1.0) * quantized.losses["commitment"]
         zq.assign(module, module.update(quantized.stats, quantized.samples))
-        out |= {f"tokens{step}": quantized.ids[..., 0], f"commit_loss{step}": quantized.losses["commitment"][None]}
+        out |= {f"tokens{step}": quantized.ids[..., 0], f"commit_loss{step}": commitment[None]}
         out |= _buffers(module, f"step{step}")
         if not step:
             out |= {"quantize": channels_first(quantized.z), "grad_x": channels_first(gradient)}
@@ -184,10 +213,15 @@ def encodec_kmeans(case: dict[str, Any], io: Arrays, weights: Arrays) -> dict[st
 def _encodec_kmeans(about: dict[str, Any], module: Any, io: Arrays, first: np.ndarray) -> dict[str, Any]:
     x = channels_last(io["x"])
     flat = x.reshape(-1, x.shape[-1])
+    unique = len(np.unique(first)) == len(first)
     order = jnp.concatenate([flat[first], jnp.delete(flat, first, axis=0)])  # `initialize` starts from the first
     out = {}
     for name, iterations in (("_1iter", 1), ("_3iter", 3), ("", about["kmeans_iters"])):
-        start = module.initialize(order, iterations=iterations)
+        if unique:
+            start = module.initialize(order, iterations=iterations)
+        else:  # fewer vectors than codes: some were drawn more than once
+            means, sizes = kmeans(flat, flat[first], iterations)
+            start = {"codebook": means, "cluster_size": sizes.astype(means.dtype), "embed_sum": means}
         out[f"kmeans_means{name}"] = start["codebook"]
     zq.assign(module, start)
     out |= {"kmeans_bins": start["cluster_size"], "embed_norm_after_init": _mean_norm(module)}
@@ -195,7 +229,7 @@ def _encodec_kmeans(about: dict[str, Any], module: Any, io: Arrays, first: np.nd
         quantized = module(x)
         zq.assign(module, module.update(quantized.stats, quantized.samples))
         out[ids], suffix = quantized.ids[..., 0], f"_step{step}" if step else ""
-        out[f"commit_loss{suffix}"] = quantized.losses["commitment"][None]
+        out[f"commit_loss{suffix}"] = about.get("commitment_weight", 1.0) * quantized.losses["commitment"][None]
         out |= _buffers(module, f"step{step}")
         if not step:
             out |= {"quantize": channels_first(quantized.z), "embed_norm_after_first_ema": _mean_norm(module)}
@@ -211,7 +245,9 @@ def mimi_step(case: dict[str, Any], io: Arrays, weights: Arrays) -> dict[str, An
     about = case["reference_config"]
     names = {"cluster_usage": "cluster_size", "embedding_sum": "embed_sum"}
     rules = [Rule(f"layers.{{i}}._codebook.{a}", f"quantizers.{{i}}.{b}") for a, b in names.items()]
+    known(about, "n_q", "dim", "bins", "decay", "threshold_usage_ratio", "replaced_usage_ratio", "epsilon")
     options = {"decay": about["decay"], "dead_below": about["threshold_usage_ratio"]}
+    options |= {"refill": about.get("replaced_usage_ratio", 1.0), "epsilon": about.get("epsilon", 1e-5)}
 
     def build() -> zq.Residual:
         rngs = nnx.Rngs(0)

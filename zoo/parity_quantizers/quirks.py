@@ -188,8 +188,15 @@ def remember_moved(module: Any, moved: Any) -> None:
             leaf.moved = CodebookState(new.codes())
 
 
-def with_raw_commitment(module: Any, z: Any, out: Quantized, mask: Any) -> Quantized:
-    """With a mask, the original's commitment compares with z before its normalisation."""
-    if mask is None or not getattr(module, "l2_norm", False):
+def with_masked_losses(module: Any, z: Any, out: Quantized, mask: Any) -> Quantized:
+    """With a mask, the original's commitment compares with z before its normalisation, and LFQ takes each vector for a
+    codebook, so that both entropies are the same."""
+    (leaf,) = leaves(module)
+    if mask is None:
         return out
-    return dataclasses.replace(out, losses=out.losses | {"commitment": masked_mean((z - sg(out.z)) ** 2, mask)})
+    losses = dict(out.losses)
+    if getattr(leaf, "l2_norm", False):
+        losses["commitment"] = masked_mean((z - sg(out.z)) ** 2, mask)
+    if isinstance(leaf, zq.LFQ):
+        losses["codebook_entropy"] = losses["sample_entropy"]
+    return dataclasses.replace(out, losses=losses)

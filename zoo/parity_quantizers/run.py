@@ -19,11 +19,12 @@ from zoo.parity_quantizers import codebooks, scalars, vectors
 from zoo.parity_quantizers.quirks import (
     DiVeQResidual,
     GivenNoise,
+    Observing,
     as_original,
     leaves,
     pooled_diversity,
     remember_moved,
-    with_raw_commitment,
+    with_masked_losses,
 )
 from zoo.parity_quantizers.reference import Arguments, Reference, UnknownArgument, sg
 from zoo.presets.rules import plan
@@ -42,8 +43,9 @@ def quantizer(case: dict[str, Any], io: Arrays, weights: Arrays) -> dict[str, An
     """A class of vector-quantize-pytorch (evaluation, then training steps), the official BSQ, or WeTok's."""
     about, outputs = case["reference_config"], case["outputs"]
     if "cls" not in about:
-        adapter = codebooks.bsq if "variants" in about else codebooks.wetok
-        return jax.jit(functools.partial(adapter, about))(io)
+        if "variants" in about:
+            return codebooks.bsq(about, io)
+        return jax.jit(functools.partial(codebooks.wetok, about))(io)
     call = {name: value for name, value in about["forward_kwargs"].items() if name not in SHOWN}
     every = {name: call.pop(name) for name in CALLS if name in call}
     constructor = dict(about["constructor"])
@@ -52,7 +54,9 @@ def quantizer(case: dict[str, Any], io: Arrays, weights: Arrays) -> dict[str, An
     run = Run(reference(about["cls"], constructor | call), io, weights)
     if run.found.kmeans and not all(w for name, w in weights.items() if name.endswith("initted")):
         zq.assign(run.module, jax.jit(run.initial)(nnx.state(run.module)))
-    steps = sum(bool(re.fullmatch(r"ids_train\d+", name)) for name in outputs)
+    if "ids_eval" in outputs and any(isinstance(leaf, Observing) for leaf in leaves(run.module)):
+        raise UnknownArgument("affine_param in evaluation, which moves the original's statistics")
+    steps = len({match[1] for name in outputs if (match := re.fullmatch(r"(?:ids|quant)_train(\d+)", name))})
     if not steps:
         return run.evaluation()
     out = {}
@@ -72,7 +76,8 @@ class Run:
     def __init__(self, found: Reference, io: Arrays, weights: Arrays):
         self.found, self.io = found, io
         self.module: Any = nnx.eval_shape(lambda: found.make(nnx.Rngs(0)))
-        self.shared = any(isinstance(m, zq.Residual) and m.shared for _, m in nnx.iter_modules(self.module))
+        layers = [m.layers for _, m in nnx.iter_modules(self.module) if isinstance(m, zq.Residual) and m.shared]
+        self.shared = layers[0] if layers else 0
         given = {n: w for n, w in weights.items() if not IGNORED.fullmatch(n) and self.stands_for(n) == n}
         given |= found.constants | _statistics(given, weights)
         self.module = filled(lambda: found.make(nnx.Rngs(0)), found.rules, given)
@@ -133,8 +138,11 @@ class Run:
 
     def _evaluated(self, module: Any, x: jax.Array) -> dict[str, Any]:
         """Without training: the codes of the ids, and what the stored ids decode to."""
-        ids = jnp.asarray(module(x, mask=self.mask).ids)
-        out = self.masked(Quantized(z=module.lookup(ids), ids=ids), x)
+        self._give_noise(module)
+        out = module(x, mask=self.mask)
+        ids = jnp.asarray(out.ids)
+        noisy = any(isinstance(m, DiVeQResidual) for _, m in nnx.iter_modules(module))  # in evaluation too
+        out = self.masked(Quantized(z=out.z if noisy else module.lookup(ids), ids=ids), x)
         values = {"quant": self.outside(out.z), "ids": self._reference_ids(module, out, ids)}
         if "ids_eval" in self.io:
             values["decoded"] = self._decoded(module, self.own_ids(jnp.asarray(self.io["ids_eval"])))
@@ -206,14 +214,14 @@ class Run:
             if entry.path in flat:
                 out |= entry.to_reference(flat[entry.path])
         if self.shared:
-            layers = range(self.module.layers)
-            out |= {n.replace("layers.0", f"layers.{i}"): v for n, v in list(out.items()) for i in layers}
+            named = list(out.items())
+            out |= {n.replace("layers.0", f"layers.{i}"): v for n, v in named for i in range(self.shared)}
         return out
 
     def _differentiate(self, state: Any, x: jax.Array, up: jax.Array, number: jax.Array | None) -> Any:
         """(evaluation before, values, gradients of the output and of the loss, state after the step)."""
         module: Any = nnx.merge(self.graph, state)
-        before = self._evaluated(module, x)
+        before = self._evaluated(nnx.clone(module), x)
         moved = self._moved(module, x, number)
 
         def forward(state: Any, x: jax.Array) -> tuple[Any, Any]:
@@ -287,13 +295,13 @@ def apply(module: Any, z: jax.Array, mask: Any, number: Any) -> tuple[Quantized,
         layers = module.each(z, mask=mask, number=number)
         out, residual = module.collect(z, layers, number), z
         for i, layer in enumerate(layers):
-            layers[i] = with_raw_commitment(module.layer(i), residual, layer, mask)
+            layers[i] = with_masked_losses(module.layer(i), residual, layer, mask)
             residual = residual - sg(layer.z)
         return out, layers
     if isinstance(module, zq.Product):
         out, layers = module.map(lambda q, z: apply(as_original(q), z, mask, number), module.split(z))
         return module.side_by_side(out), layers
-    out = with_raw_commitment(module, z, module(z, mask=mask), mask)
+    out = with_masked_losses(module, z, module(z, mask=mask), mask)
     return out, [out]
 
 

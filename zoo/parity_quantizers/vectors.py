@@ -32,12 +32,12 @@ HEADS = Layout(lambda x: x[:, 0], lambda x: x[:, None])  # [h, 1, d] <-> [h, d]
 BUFFERS = {"embed": "codebook", "cluster_size": "cluster_size", "embed_avg": "embed_sum"}
 
 
-def _codebook(a: Arguments, dim: int, codes: int) -> tuple[Make, Loss, bool]:
-    """(makes one codebook, its loss, whether training moves it)."""
+def _codebook(a: Arguments, dim: int, codes: int, *, outer: int) -> tuple[Make, Loss, bool]:
+    """(makes one codebook of `dim` channels, of `outer` before any projection; its loss; whether training moves it)."""
     diveq, dead = a.take("directional_reparam", False), a.take("threshold_ema_dead_code", 0)
     ema, learned = a.take("ema_update", not diveq), a.take("learnable_codebook", diveq)
     frozen, l2_norm, affine = (a.take(n, False) for n in ("freeze_codebook", "use_cosine_sim", "affine_param"))
-    estimator = _estimator(a, dim, diveq)
+    estimator = _estimator(a, outer, diveq)
     loss, regularizers = _codebook_loss(a, diveq, learned and not frozen)
     options: dict[str, Any] = {
         "l2_norm": l2_norm,
@@ -121,8 +121,7 @@ def vector_quantize(a: Arguments) -> Reference:
     if maximum and a.get("orthogonal_reg_weight") and (active or maximum < a.get("codebook_size")):
         raise UnknownArgument(f"orthogonal_reg_max_codes={maximum}")
     masked = "zeros" if a.take("return_zeros_for_masked_padding", True) else "input"
-    a.setdefault("rotation_trick", None if dim > 1 else False)
-    one, loss, updates = _codebook(a, inner, a.take("codebook_size"))
+    one, loss, updates = _codebook(a, inner, a.take("codebook_size"), outer=dim)
     projected = inner * heads != dim
 
     def make(rngs: nnx.Rngs) -> Any:
@@ -159,11 +158,13 @@ def residual_vq(a: Arguments, *, groups: bool = False) -> Reference:
     if diveq:
         a |= {"ema_update": False, "learnable_codebook": True, "route_gradients_to_input": False}
         a |= {"commitment_weight": 0.0}
+    if a.get("kmeans_init") and a.get("quantize_dropout"):
+        raise UnknownArgument("kmeans_init with quantize_dropout, which starts a layer when it first runs")
     layers, projected = dropout(a, len(sizes)), inner != dim
     common = {"channels_first": a.take("accept_image_fmap", False), "kmeans": _kmeans(a), "layers": layers}
     common |= {"masked": "zeros" if a.take("return_zeros_for_masked_padding", True) else "input"}
-    made = [_codebook(Arguments(a), inner, size) for size in sizes[1:]]
-    made = [_codebook(a, inner, sizes[0]), *made]
+    made = [_codebook(Arguments(a), inner, size, outer=inner) for size in sizes[1:]]
+    made = [_codebook(a, inner, sizes[0], outer=inner), *made]
 
     def one(rngs: nnx.Rngs) -> Any:
         quantizers = [make(rngs) for make, _, _ in (made[:1] if shared else made)]
