@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax import nnx
 
 from zoo import quantize as zq
 from zoo.parity_quantizers.reference import sg
@@ -79,16 +81,20 @@ class Original:
         regularizer: ours.
         cosine: the codebook compares cosines.
         moved: the codes after the step; None: they stay.
+        stored: the codebook, where the codes are computed from it; its orthogonality counts.
     """
 
     regularizer: Any
     cosine: bool
     moved: Any = None
+    stored: Any = None
 
     def __call__(self, z: Any, ids: Any, codes: Any, mask: Any) -> dict[str, Any]:
-        moved = codes if self.moved is None else codes + sg(self.moved - codes)
+        seen = codes if self.stored is None else self.stored
+        moved = seen if self.moved is None else seen + sg(self.moved - seen)
         if isinstance(self.regularizer, zq.Orthogonality):
             return self.regularizer(z, ids, moved, None)
+        moved = moved if self.stored is None else codes
         heeded = mask if isinstance(self.regularizer, zq.CrossEntropyCommitment) else None
         return self.regularizer.of(compared(z, codes, moved, self.cosine), ids, heeded)
 
@@ -126,7 +132,7 @@ class Observing(zq.AffineVQ):
 
     def __call__(self, z: Any, *, mask: Any = None, key: Any = None) -> Quantized:
         stats = super().__call__(sg(z), mask=mask).stats
-        observed = self.observe(stats, self.codebook[...])
+        observed = self.observe(stats, sg(self.codebook[...]))
         out = zq.AffineVQ.__call__(assigned_copy(self, observed), z, mask=mask)
         return dataclasses.replace(out, samples=out.samples | {"observed": observed})
 
@@ -139,11 +145,87 @@ class Observing(zq.AffineVQ):
         return observed if self.frozen else zq.EMAVQ.update(self, stats, samples) | observed
 
 
+class HeadsFirst(zq.Heads):
+    """Heads whose vectors are ordered by item, head and position, which decides what k-means and dead codes get."""
+
+    def __call__(self, z: Any, *, mask: Any = None, key: Any = None) -> Quantized:
+        out = self.quantizer(self._inside(z), mask=self._mask(mask))
+        stats, samples = {"quantizer": out.stats}, {"quantizer": out.samples}
+        z, ids = self._outside(out.z), self._outside(jnp.asarray(out.ids))
+        return dataclasses.replace(out, z=z, ids=ids, stats=stats, samples=samples)
+
+    def initialize(self, z: Any, *, mask: Any = None, **options: Any) -> dict[str, Any]:
+        return {"quantizer": self.quantizer.initialize(self._inside(z), mask=self._mask(mask), **options)}
+
+    def _inside(self, x: Any) -> Any:
+        return jnp.moveaxis(self.split(x), -2, 1)
+
+    def _outside(self, x: Any) -> Any:
+        x = jnp.moveaxis(x, 1, -2)
+        return x.reshape(*x.shape[:-2], -1)
+
+    def _mask(self, mask: Any) -> Any:
+        return None if mask is None else jnp.repeat(mask[:, None], self.heads, 1)
+
+
+class TableFSQ(zq.FSQ):
+    """FSQ that looks ids up in a float32 table, whatever the precision of all else, once `table` is set."""
+
+    table = False
+
+    def _codes(self, level: Any) -> Any:
+        codes = super()._codes(level)
+        if not self.table:
+            return codes
+        step = 2 / (np.asarray(self.levels, np.float32) - 1)
+        return (level.astype(jnp.float32) * step - 1).astype(codes.dtype)
+
+
 class Unnormalized(zq.RandomProjection):
     """norm=False."""
 
     def inside(self, z: Any) -> Any:
         return sg(z @ self.projection[...])
+
+
+class SharedResidual(zq.Residual):
+    """A shared codebook as the original trains it: dead codes are replaced after each layer, the codes become the means
+    at the end, and dead codes are replaced again, by what went into all layers in the order of vectors and layers."""
+
+    trains = True
+
+    def each(self, z: Any, *, mask: Any = None, number: Any = None, key: Any = None) -> list[Quantized]:
+        if not self.trains:
+            return super().each(z, mask=mask)
+        book, residual, out, inputs = nnx.clone(self.quantizers[0]), z, [], []
+        learned, book.learned = book.learned, "gradient"  # the means wait for the end
+        for i in range(self.layers):
+            left = None if number is None else number - i
+            (layer,) = zq.Residual([book], layers=1).each(residual, mask=mask, number=left)
+            new = jax.tree.map(sg, book.update(layer.stats, layer.samples))
+            book = assigned_copy(book, new)
+            inputs.append(book._normalize(residual))
+            residual = residual - sg(layer.z)
+            out.append(layer)
+        ran = jnp.minimum(self.layers if number is None else number, self.layers)
+        index = jnp.arange(self.quantizers[0].vocab_size) % (inputs[0].size // z.shape[-1] * ran)
+        vectors = jnp.stack(inputs, -2).reshape(-1, self.layers, z.shape[-1])[index // ran, index % ran]
+        mean = book._mean(new["cluster_size"], new["embed_sum"]) if learned == "ema" else new["codebook"]
+        end = self._without_dead(new | {"codebook": mean}, vectors)
+        return [dataclasses.replace(layer, samples={"end": end}) for layer in out]
+
+    def _without_dead(self, state: dict[str, Any], vectors: Any) -> dict[str, Any]:
+        threshold = self.quantizers[0].dead_below
+        dead = state["cluster_size"] < threshold
+        new = vectors[(jnp.cumsum(dead) - 1) % len(vectors)]
+        return {
+            "codebook": jnp.where(dead[:, None], new, state["codebook"]),
+            "cluster_size": jnp.where(dead, threshold, state["cluster_size"]),
+            "embed_sum": jnp.where(dead[:, None], new * threshold, state["embed_sum"]),
+        }
+
+    def update(self, stats: dict[str, Any], samples: dict[str, Any]) -> dict[str, Any]:
+        return {"quantizers": {0: samples["layers"][0]["end"]}}
 
 
 class DiVeQResidual(zq.Residual):
@@ -176,8 +258,9 @@ def as_original(module: Any) -> Any:
         return module  # each group when it runs
     for leaf in leaves(module):
         moved = leaf.moved[...] if hasattr(leaf, "moved") else None
-        regularizers = [r for r in getattr(leaf, "regularizers", ())]
-        leaf.regularizers = tuple(Original(getattr(r, "regularizer", r), leaf.l2_norm, moved) for r in regularizers)
+        stored = leaf.codebook[...] if isinstance(leaf, Observing) else None
+        regularizers = [getattr(r, "regularizer", r) for r in getattr(leaf, "regularizers", ())]
+        leaf.regularizers = tuple(Original(r, leaf.l2_norm, moved, stored) for r in regularizers)
     return module
 
 
@@ -185,7 +268,7 @@ def remember_moved(module: Any, moved: Any) -> None:
     """Puts the codes of another state of the same quantizer into each codebook."""
     for leaf, new in zip(leaves(module), leaves(moved), strict=True):
         if getattr(leaf, "regularizers", ()):
-            leaf.moved = CodebookState(new.codes())
+            leaf.moved = CodebookState(new.codebook[...])
 
 
 def with_masked_losses(module: Any, z: Any, out: Quantized, mask: Any) -> Quantized:
@@ -200,3 +283,10 @@ def with_masked_losses(module: Any, z: Any, out: Quantized, mask: Any) -> Quanti
     if isinstance(leaf, zq.LFQ):
         losses["codebook_entropy"] = losses["sample_entropy"]
     return dataclasses.replace(out, losses=losses)
+
+
+def against_unprojected(z: Any, out: Quantized, mask: Any) -> Quantized:
+    """With a mask, codes of one channel are compared with all channels before the projection."""
+    if mask is None:
+        return out
+    return dataclasses.replace(out, losses=out.losses | {"commitment": masked_mean((z - sg(out.z)) ** 2, mask)})

@@ -55,6 +55,7 @@ class Reference:
         layers: with quantizer dropout, how many layers run in a call with given arguments.
         kmeans: iterations before the first step, if the codebook is not there.
         ids_of: ids of the original from the quantized values inside the projection, where they are not ours.
+        tied: names whose first group matches are one array, with one gradient.
         constants: arrays of ours, by the original's names, that it does not save.
     """
 
@@ -73,6 +74,7 @@ class Reference:
     layers: Callable[[dict[str, Any]], int | None] = lambda call: None
     kmeans: int = 0
     ids_of: Callable[[jax.Array], jax.Array] | None = None
+    tied: str | None = None
     constants: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 

@@ -20,6 +20,8 @@ from zoo.parity_quantizers.quirks import (
     DiVeQResidual,
     GivenNoise,
     Observing,
+    SharedResidual,
+    against_unprojected,
     as_original,
     leaves,
     pooled_diversity,
@@ -66,7 +68,7 @@ def quantizer(case: dict[str, Any], io: Arrays, weights: Arrays) -> dict[str, An
         out |= run.step(i, every | arguments)
     for name in outputs:  # all codes are the third result of classes without a loss
         if name.startswith("loss_train") and "levels" in about["constructor"] and f"all_codes{name[4:]}" in out:
-            out[name] = np.asarray(out[f"all_codes{name[4:]}"], np.float32)  # from a float32 table
+            out[name] = out[f"all_codes{name[4:]}"]
     return out
 
 
@@ -138,7 +140,10 @@ class Run:
 
     def _evaluated(self, module: Any, x: jax.Array) -> dict[str, Any]:
         """Without training: the codes of the ids, and what the stored ids decode to."""
-        self._give_noise(module)
+        self._give_noise(module, training=False)
+        for _, inner in nnx.iter_modules(module):
+            if isinstance(inner, SharedResidual):
+                inner.trains = False
         out = module(x, mask=self.mask)
         ids = jnp.asarray(out.ids)
         noisy = any(isinstance(m, DiVeQResidual) for _, m in nnx.iter_modules(module))  # in evaluation too
@@ -165,6 +170,7 @@ class Run:
             module = nnx.clone(module)
             for leaf in leaves(module):
                 leaf.rotate = leaf.spherical = False
+                leaf.table = True
         return module
 
     def _reference_ids(self, module: Any, out: Quantized, ids: jax.Array) -> jax.Array:
@@ -202,7 +208,7 @@ class Run:
         for j, what in enumerate(("quant", "loss")):
             to_state, to_x = jax.tree.map(lambda g, j=j: g[j], gradients)
             out[f"grad_x_{what}_train{i}"] = self.outside(to_x)
-            out |= {f"grad[{n}]_{what}_train{i}": g for n, g in self._named(to_state).items()}
+            out |= {f"grad[{n}]_{what}_train{i}": g for n, g in self._tied(self._named(to_state)).items()}
         nnx.update(self.module, state)
         return out | {f"after{i}:{name}": value for name, value in self._named(state).items()}
 
@@ -217,6 +223,11 @@ class Run:
             named = list(out.items())
             out |= {n.replace("layers.0", f"layers.{i}"): v for n, v in named for i in range(self.shared)}
         return out
+
+    def _tied(self, gradients: dict[str, Any]) -> dict[str, Any]:
+        """The sum of the gradients of arrays that are one in the original."""
+        of = {n: match[1] for n in gradients if self.found.tied and (match := re.fullmatch(self.found.tied, n))}
+        return gradients | {n: sum(gradients[other] for other in of if of[other] == of[n]) for n in of}
 
     def _differentiate(self, state: Any, x: jax.Array, up: jax.Array, number: jax.Array | None) -> Any:
         """(evaluation before, values, gradients of the output and of the loss, state after the step)."""
@@ -251,11 +262,12 @@ class Run:
         out, _ = apply(as_original(nnx.clone(module)), x, self.mask, number)
         return assigned_copy(module, module.update(out.stats, out.samples))
 
-    def _give_noise(self, module: Any) -> None:
+    def _give_noise(self, module: Any, *, training: bool = True) -> None:
+        """The noise of the case to what draws some; around all layers also in evaluation."""
         if "dnoise" in self.io:
             noise = jnp.asarray(self.io["dnoise"])
             for leaf in leaves(module):
-                if isinstance(leaf.estimator, zq.DiVeQ):
+                if training and isinstance(leaf.estimator, zq.DiVeQ):
                     leaf.estimator = GivenNoise(leaf.estimator.variance, noise)
             for _, inner in nnx.iter_modules(module):
                 if isinstance(inner, DiVeQResidual):
@@ -290,6 +302,8 @@ def apply(module: Any, z: jax.Array, mask: Any, number: Any) -> tuple[Quantized,
     """(the result, and that of each layer of a residual quantizer of which `number` layers run)."""
     if isinstance(module, Wrapper):
         out, layers = apply(module.quantizer, module.inside(full_precision(z)), mask, number)
+        if isinstance(module.quantizer, zq.EMAVQ) and out.z.shape[-1] == 1:
+            out = against_unprojected(z, out, mask)
         return module.around(out), layers
     if isinstance(module, zq.Residual):
         layers = module.each(z, mask=mask, number=number)

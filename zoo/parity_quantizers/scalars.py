@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from zoo import quantize as zq
-from zoo.parity_quantizers.quirks import Activated
+from zoo.parity_quantizers.quirks import Activated, TableFSQ
 from zoo.parity_quantizers.reference import (
     Arguments,
     Loss,
@@ -136,7 +136,7 @@ def _fsq_layers(a: Arguments, levels: list[int], layers: int, rotate: bool) -> M
     options = {"symmetric": True, "clamp": "hard" if hard else "tanh", "rotate": rotate}
 
     def several(rngs: nnx.Rngs) -> Any:
-        residual = zq.Residual([zq.FSQ(levels, **options, scale=scale, rngs=rngs) for scale in scales])
+        residual = zq.Residual([TableFSQ(levels, **options, scale=scale, rngs=rngs) for scale in scales])
         return zq.SoftClamp(residual, limit) if limit else residual
 
     return several

@@ -10,7 +10,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from zoo import quantize as zq
-from zoo.parity_quantizers.quirks import DiVeQResidual, Observing, Synchronous, ToCodes, Unnormalized
+from zoo.parity_quantizers.quirks import (
+    DiVeQResidual,
+    HeadsFirst,
+    Observing,
+    SharedResidual,
+    Synchronous,
+    ToCodes,
+    Unnormalized,
+)
 from zoo.parity_quantizers.reference import (
     Arguments,
     Loss,
@@ -128,7 +136,7 @@ def vector_quantize(a: Arguments) -> Reference:
         if heads == 1:
             quantizer = one(rngs)
         else:
-            quantizer = zq.Product(one, heads, rngs=rngs) if separate else zq.Heads(one(rngs), heads)
+            quantizer = zq.Product(one, heads, rngs=rngs) if separate else HeadsFirst(one(rngs), heads)
         return zq.Projected(quantizer, dim, inner * heads, norm=norm, rngs=rngs) if projected else quantizer
 
     path = ("quantizer." if projected else "") + ("" if heads == 1 else "each." if separate else "quantizer.")
@@ -158,8 +166,13 @@ def residual_vq(a: Arguments, *, groups: bool = False) -> Reference:
     if diveq:
         a |= {"ema_update": False, "learnable_codebook": True, "route_gradients_to_input": False}
         a |= {"commitment_weight": 0.0}
+    if shared and a.get("orthogonal_reg_weight"):
+        raise UnknownArgument("orthogonal_reg_weight with shared_codebook, half of whose gradient is of moved codes")
     if a.get("kmeans_init") and a.get("quantize_dropout"):
         raise UnknownArgument("kmeans_init with quantize_dropout, which starts a layer when it first runs")
+    kind = SharedResidual if shared and a.get("threshold_ema_dead_code") else DiVeQResidual if diveq else zq.Residual
+    if kind is SharedResidual and diveq:
+        raise UnknownArgument("diveq with shared_codebook and threshold_ema_dead_code")
     layers, projected = dropout(a, len(sizes)), inner != dim
     common = {"channels_first": a.take("accept_image_fmap", False), "kmeans": _kmeans(a), "layers": layers}
     common |= {"masked": "zeros" if a.take("return_zeros_for_masked_padding", True) else "input"}
@@ -168,7 +181,7 @@ def residual_vq(a: Arguments, *, groups: bool = False) -> Reference:
 
     def one(rngs: nnx.Rngs) -> Any:
         quantizers = [make(rngs) for make, _, _ in (made[:1] if shared else made)]
-        residual = (DiVeQResidual if diveq else zq.Residual)(quantizers, layers=len(sizes) if shared else None)
+        residual = kind(quantizers, layers=len(sizes) if shared else None)
         return zq.Projected(residual, dim, inner, rngs=rngs) if projected else residual
 
     (outer, path), make = grouped(one, number if groups else 0)
@@ -184,6 +197,7 @@ def sim_vq(a: Arguments) -> Reference:
     dim, codes = a.take("dim"), a.take("codebook_size")
     frozen = a.take("frozen_codebook_dim", dim)
     drop = dropout(a, layers)
+    tied = residual and "codebook_transform" in a  # one module for all layers
     text = a.take("codebook_transform", f"Linear(in_features={frozen}, out_features={dim}, bias=False)")
     estimator = zq.RotationTrick() if a.take("rotation_trick", True) else zq.StraightThrough()
     back, weight = a.take("input_to_quantize_commit_loss_weight", 0.25), a.take("commitment_weight", 1.0)
@@ -200,6 +214,7 @@ def sim_vq(a: Arguments) -> Reference:
         per_layer=residual,
         squeeze=not residual,
         channels_first=a.take("channel_first", False),
+        tied=r"layers\.\d+\.(code_transform\..+)" if tied else None,
         layers=drop,
     )
 

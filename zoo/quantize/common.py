@@ -87,10 +87,11 @@ def rows(
 ) -> Float[Array, "m d"]:
     """At most `most` vectors of z without repetition: with a key spread over all of z at random, else the first.
 
-    With a mask only vectors where it is True, repeated where they are fewer; zeros where there is none.
+    With a mask exactly `most`, only of those where it is True, again from the start where they are fewer; zeros where
+    there is none.
     """
     z = z.reshape(-1, z.shape[-1])
-    m, number = min(most, len(z)), jnp.asarray(len(z)) if mask is None else jnp.sum(mask)
+    m, number = (min(most, len(z)), jnp.asarray(len(z))) if mask is None else (most, jnp.sum(mask))
     rank = jnp.arange(m)
     if key is not None:  # one of each m-th part of z, in a scattered order: a permutation would sort all of z
         shift, within = jax.random.uniform(key, (2,))
