@@ -5,6 +5,7 @@ import functools
 
 import numpy as np
 import pytest
+import schemes
 
 from zoo.quantize.table import SCHEMES, scheme
 from zoo.quantize_study import Settings, photos, run
@@ -15,10 +16,6 @@ STEPS = {"ibq": 1000, "simvq": 1000, "lfq": 1000}  # until all codes are in use
 ALL_USED = ("vq_ema", "simvq", "ibq", "fsq", "lfq")
 MIN_PERPLEXITY = {"binary": 1.5}  # its codebooks have two codes
 TRAINED = [scheme.name for scheme in SCHEMES if scheme.trains]
-RELATIVES = (  # of others that run in the default suite
-    "grouped_residual heads lfq_groups residual_lfq residual_shared sigma_gaussian split vq_affine vq_ema_l2 "
-    "vq_encodec vq_l2 vq_mimi vq_projected vq_rotation"
-).split()
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +34,7 @@ def rows(data):
     return trained
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in RELATIVES else n for n in TRAINED])
+@pytest.mark.parametrize("name", schemes.rows(TRAINED))
 def test_trains(rows, data, name):
     row = rows(name)
     assert all(np.isfinite(value) for value in row.values() if isinstance(value, float))

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import schemes
 from flax import nnx
 
 from zoo import quantize, sharding, types
@@ -22,7 +23,7 @@ from zoo.quantize.projected import Wrapper
 CODES, BATCH, TOKENS = 16, 8, 8
 BASES = {Continuous, Wrapper}  # that nobody makes
 NAMES = [scheme.name for scheme in table.SCHEMES]
-ON_DEVICES = ("vq_ema", "ibq", "lfq_groups", "residual")  # the others are slow tests
+ON_DEVICES = ("vq_ema", "ibq", "lfq", "residual")  # the others are slow tests
 
 
 def leaves(tree):
@@ -86,7 +87,7 @@ def compiled(name):
     return jax.jit(run)
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=schemes.rows())
 def scheme(request):
     """(name, results for all of z)."""
     _, _, state, z, mask = built(request.param)
@@ -218,10 +219,10 @@ def test_update_and_initialize_are_pure(scheme):
 # -- the state
 
 
-STATEFUL = ("vq_ema", "vq_ema_l2", "vq_affine", "vq_mimi", "product", "residual", "residual_shared", "split")
+STATEFUL = ("vq_ema", "product", "residual", "vq_ema_l2", "vq_affine", "vq_mimi", "residual_shared", "split")
 
 
-@pytest.mark.parametrize("name", STATEFUL)
+@pytest.mark.parametrize("name", schemes.rows(STATEFUL))
 def test_accumulation_steps_equal_the_batch(name):
     """Stats of parts add up to those of the whole; so does the state they lead to."""
     _, graph, state, z, mask = built(name)
@@ -234,7 +235,7 @@ def test_accumulation_steps_equal_the_batch(name):
     assert_close(quantizer.update(total, whole["out"].samples), whole["new"], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", [n if n in ON_DEVICES else pytest.param(n, marks=pytest.mark.slow) for n in NAMES])
+@pytest.mark.parametrize("name", schemes.rows(quick=ON_DEVICES))
 def test_eight_devices_equal_one(name):
     _, _, state, z, mask = built(name)
     one = compiled(name)(state, z, mask)
