@@ -15,3 +15,10 @@ atexit.register(shutil.rmtree, _cache, ignore_errors=True)
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _cache)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
+
+LONGEST = ("test_train.py", "test_recipes.py", "test_parity.py")  # minutes each: a worker that gets one last is alone
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first; scripts/test.sh tells the workers to keep this order."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))

@@ -22,12 +22,13 @@ SLOW = (
     "quantizers/vq_projection_shared_heads",
     "wetok/gq_quantizer",
 )
-CASES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in NAMES]
 QUICKEST = [next(n for n in NAMES if n.startswith(f"{family}/") and n not in SLOW) for family in presets.FAMILIES]
 QUICKEST += ["titok/train_steps_stage1", "losses/recon_loss_stage2"]
 QUICKEST += [name for name in NAMES if name.startswith(("losses/", "metrics/")) and name not in SLOW]
 KINDS = "bsq_official fsq_8x5x5x5 lfq_8bit rvq_euclid simvq_rotation vq_cosine vq_euclid_ste"
 QUICKEST += [f"quantizers/{kind}" for kind in KINDS.split()] + ["wavtokenizer/vq_ema_step", "mimi/rvq_train_step"]
+MARKS = {name: [pytest.mark.slow] if name in SLOW else [pytest.mark.family] for name in (*SLOW, *QUICKEST)}
+CASES = [pytest.param(name, marks=MARKS.get(name, [])) for name in NAMES]
 
 
 @pytest.fixture(scope="module", params=CASES)

@@ -15,6 +15,7 @@ SHORT = Settings(steps=400, batch=64)
 STEPS = {"ibq": 1000, "simvq": 1000, "lfq": 1000}  # until all codes are in use
 ALL_USED = ("vq_ema", "simvq", "ibq", "fsq", "lfq")
 MIN_PERPLEXITY = {"binary": 1.5}  # its codebooks have two codes
+QUICK = (*ALL_USED, "vq", "vq_diveq", "product", "residual", "multiscale", "bsq", "binary", "gaussian")
 TRAINED = [scheme.name for scheme in SCHEMES if scheme.trains]
 
 
@@ -34,7 +35,7 @@ def rows(data):
     return trained
 
 
-@pytest.mark.parametrize("name", schemes.rows(TRAINED))
+@pytest.mark.parametrize("name", schemes.rows(TRAINED, quick=QUICK))
 def test_trains(rows, data, name):
     row = rows(name)
     assert all(np.isfinite(value) for value in row.values() if isinstance(value, float))
