@@ -91,3 +91,23 @@ def test_manifest_folders_are_skipped_and_empty_ones_refused(tmp_path):
     with pytest.raises(parity.DataError, match="no parity case"):
         parity.find_cases([tmp_path])
     assert set(SLOW) < set(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "named"),
+    [
+        ("vq_cosine", {"constructor": {"stochastic_sample_codes": True}}, "stochastic_sample_codes"),
+        ("vq_cosine", {"forward_kwargs": {"topk": 2}}, "topk"),
+        ("rvq_dropout", {"train_calls": [{"beam_size": 2}] * 3}, "beam_size"),
+        ("simvq_rotation", {"constructor": {"codebook_transform": "Dropout(p=0.5, inplace=False)"}}, "Dropout"),
+        ("lfq_8bit", {"cls": "EvoLFQ"}, "EvoLFQ"),
+    ],
+)
+def test_an_argument_without_a_counterpart_is_an_unknown_kind(name, change, named):
+    folder = GOLDENS / "quantizers" / name
+    case, io = parity.read_case(folder)
+    for key, value in change.items():
+        about = case["reference_config"]
+        about[key] = about[key] | value if isinstance(value, dict) else value
+    with pytest.raises(parity.UnknownKind, match=named):
+        parity.compute(case, io, folder)

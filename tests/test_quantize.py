@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from zoo import quantize as zq
 from zoo import sharding
-from zoo.quantize.common import CodebookState, count, masked_mean
+from zoo.quantize.common import CodebookState, count, masked_mean, rows
 from zoo.quantize.gaussian import DiagonalGaussian, kl_divergence, split_moments
 from zoo.quantize.vq import VQ, l2_normalize, nearest
 
@@ -258,3 +259,26 @@ def test_logvar_is_clamped():
     assert np.isfinite(out.z).all() and np.isfinite(out.losses["kl"])
     half = split_moments(jnp.asarray(H, jnp.bfloat16))
     assert half[0].dtype == half[1].dtype == jnp.float32
+
+
+def test_rotation_of_nearly_opposite_vectors_has_a_bounded_axis():
+    z, q = jnp.array([[1.0, 0.0]]), jnp.array([[-1.0, 2e-7]])
+    gradient = jax.grad(lambda z: jnp.sum(zq.RotationTrick()(z, q) * jnp.array([1.0, 0.0])))(z)
+    u, v = z, q / jnp.linalg.norm(q)
+    w = (u + v) / 1e-6  # its norm is below 1e-6, the least that is divided by
+    np.testing.assert_allclose(gradient, jnp.array([[1, 0]]) - 2 * w[0, 0] * w + 2 * v[0, 0] * u, rtol=1e-4, atol=1e-6)
+
+
+def test_rotated_fsq_of_unequal_scales_scales_first():
+    scale = [1.0, 0.25, 0.5]
+    plain = zq.FSQ([5, 5, 5], symmetric=True, rotate=True, rngs=nnx.Rngs(0))
+    scaled = zq.FSQ([5, 5, 5], symmetric=True, rotate=True, scale=scale, rngs=nnx.Rngs(0))
+    z = jax.random.normal(jax.random.key(0), (20, 3))
+    out, expected = scaled(z * jnp.array(scale)), plain(z)
+    np.testing.assert_array_equal(out.ids, expected.ids)
+    np.testing.assert_allclose(out.z, expected.z * jnp.array(scale), rtol=1e-6)
+
+
+def test_few_valid_vectors_replace_many_dead_codes_in_turn():
+    z, mask = jnp.arange(8.0)[:, None], jnp.arange(8) < 3
+    np.testing.assert_array_equal(rows(z, 10, mask=mask)[:, 0], np.arange(10) % 3)

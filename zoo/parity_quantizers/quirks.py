@@ -174,11 +174,11 @@ class TableFSQ(zq.FSQ):
     table = False
 
     def _codes(self, level: Any) -> Any:
-        codes = super()._codes(level)
         if not self.table:
-            return codes
-        step = 2 / (np.asarray(self.levels, np.float32) - 1)
-        return (level.astype(jnp.float32) * step - 1).astype(codes.dtype)
+            return super()._codes(level)
+        all_levels = np.arange(max(self.levels), dtype=np.float32)[:, None]
+        table = all_levels * (2 / (np.asarray(self.levels, np.float32) - 1)) - 1  # here, as a compiler fuses it
+        return jnp.asarray(table, jnp.result_type(float))[level.astype(jnp.int32), np.arange(len(self.levels))]
 
 
 class Unnormalized(zq.RandomProjection):
