@@ -8,7 +8,7 @@ import itertools
 import json
 from pathlib import Path
 
-from zoo import bench, quantize_report
+from zoo import bench_rows, quantize_report
 from zoo.quantize.table import SCHEMES
 from zoo.quantize.table import scheme as quantizer
 from zoo.quantize_study import Settings, facts, gaussian_bound, photos, pixel_codebook, run, speed
@@ -27,7 +27,7 @@ def main() -> None:
     stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"rows": []}
     done = {(row["scheme"], row["codes"], row["seed"]) for row in stored["rows"]}
     data = photos()
-    stored |= {"bound": gaussian_bound(data), "device": bench.device(), "threads": bench.threads()}
+    stored |= {"bound": gaussian_bound(data), "device": bench_rows.device(), "threads": bench_rows.threads()}
     stored |= {"size": 2**args.timed, "data": facts(Settings())}
     schemes = [scheme for scheme in SCHEMES if scheme.name in args.schemes]
 

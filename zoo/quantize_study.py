@@ -21,7 +21,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from zoo import bench
+from zoo.bench_rows import repeated
 from zoo.data.sources import holdout, open_source
 from zoo.quantize import MultiScale, assign
 from zoo.quantize import usage as use
@@ -277,7 +277,7 @@ def speed(scheme: Scheme, codes: int) -> dict[str, float]:
 
     call = jax.jit(encode).lower(state, z).compile()
     memory: Any = call.memory_analysis()
-    seconds = float(np.median(bench.repeated(lambda: call(state, z))))
+    seconds = float(np.median(repeated(lambda: call(state, z))))
     return {"vectors_per_second": VECTORS / seconds, "memory": memory.temp_size_in_bytes, "load": os.getloadavg()[0]}
 
 

@@ -13,6 +13,7 @@ from flax import nnx
 from zoo import quantize as zq
 from zoo.parity_quantizers.reference import sg
 from zoo.quantize.common import CodebookState, assigned_copy, masked_mean, rows
+from zoo.quantize.ema import replaced
 from zoo.quantize.projected import Wrapper
 from zoo.quantize.regularizers import distances
 from zoo.types import Quantized
@@ -211,18 +212,8 @@ class SharedResidual(zq.Residual):
         index = jnp.arange(self.quantizers[0].vocab_size) % (inputs[0].size // z.shape[-1] * ran)
         vectors = jnp.stack(inputs, -2).reshape(-1, self.layers, z.shape[-1])[index // ran, index % ran]
         mean = book._mean(new["cluster_size"], new["embed_sum"]) if learned == "ema" else new["codebook"]
-        end = self._without_dead(new | {"codebook": mean}, vectors)
+        end = replaced(new | {"codebook": mean}, new["cluster_size"] < book.dead_below, vectors, book.dead_below)
         return [dataclasses.replace(layer, samples={"end": end}) for layer in out]
-
-    def _without_dead(self, state: dict[str, Any], vectors: Any) -> dict[str, Any]:
-        threshold = self.quantizers[0].dead_below
-        dead = state["cluster_size"] < threshold
-        new = vectors[(jnp.cumsum(dead) - 1) % len(vectors)]
-        return {
-            "codebook": jnp.where(dead[:, None], new, state["codebook"]),
-            "cluster_size": jnp.where(dead, threshold, state["cluster_size"]),
-            "embed_sum": jnp.where(dead[:, None], new * threshold, state["embed_sum"]),
-        }
 
     def update(self, stats: dict[str, Any], samples: dict[str, Any]) -> dict[str, Any]:
         return {"quantizers": {0: samples["layers"][0]["end"]}}

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from zoo.quantize.common import Module, counts_of, full_precision, mean_squared
+from zoo.quantize.common import Module, counts_of, full_precision, vq_losses
 from zoo.quantize.estimators import Estimator, StraightThrough
 from zoo.types import Quantized
 
@@ -60,10 +60,7 @@ class AdditiveVQ(Module):
         ids = self.search(jax.lax.stop_gradient(z).reshape(-1, z.shape[-1]))
         ids = ids.reshape(*z.shape[:-1], self.books)
         q = self.lookup(ids)
-        losses = {
-            "commitment": mean_squared(z, jax.lax.stop_gradient(q), mask),
-            "codebook": mean_squared(q, jax.lax.stop_gradient(z), mask),
-        }
+        losses = vq_losses(z, q, mask)
         stats = {"counts": counts_of(ids, self.vocab_size, mask)}
         return Quantized(z=self.estimator(z, q, key=key), ids=ids, losses=losses, stats=stats)
 

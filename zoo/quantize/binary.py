@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from zoo.errors import InputError
+from zoo.quantize.common import vector_weights
 
 Pooling = Literal["per group", "pooled"]
 HALF = 6  # bits of the codes that are combined at a time: 64 x 64
@@ -92,9 +93,7 @@ class Entropy:
             or [1] pooled.
         """
         logits = (4 / self.temperature * scale * z).reshape(-1, *z.shape[-2:])
-        mask = jnp.ones(z.shape[:-2], bool) if mask is None else mask
-        weights = mask.reshape(-1).astype(z.dtype)
-        weights = weights / jnp.maximum(jnp.sum(weights), 1)
+        weights = vector_weights(mask, z.shape[:-2], z.dtype)
         if self.clamp:
             return self._clamped(logits, weights)
         sample = jnp.einsum("n,ngb->g", weights, bit_entropy(logits))

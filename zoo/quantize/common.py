@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
@@ -72,6 +74,30 @@ def id_counts(
 ) -> dict[str, Int[Array, "q k"]]:
     """Stats of a quantizer without state: "counts", but nothing where they would be larger than most batches."""
     return {"counts": counts_of(ids, vocab_size, mask)} if vocab_size <= MAX_COUNTED else {}
+
+
+def place_values(levels: Sequence[int]) -> np.ndarray:
+    """int32: what one level of each channel is worth in an id; the first channel is the fastest."""
+    return np.cumprod((1, *levels[:-1])).astype(np.int32)
+
+
+def levels_of(ids: Int[Array, "*b 1"], levels: Sequence[int]) -> Int[Array, "*b n"]:
+    """The level of each channel of an id; ids past the end wrap around."""
+    return ids // place_values(levels) % np.asarray(levels, np.int32)
+
+
+def vq_losses(z: Float[Array, "*b d"], q: Float[Array, "*b d"], mask: Bool[Array, "*b"] | None) -> dict[str, Array]:
+    """ "commitment" pulls z to its code, "codebook" the code to z."""
+    return {
+        "commitment": mean_squared(z, jax.lax.stop_gradient(q), mask),
+        "codebook": mean_squared(q, jax.lax.stop_gradient(z), mask),
+    }
+
+
+def vector_weights(mask: Bool[Array, "*b"] | None, shape: tuple[int, ...], dtype: Any) -> Float[Array, " n"]:
+    """A weight for each of `shape` vectors that sums to one over those that count."""
+    flat = (jnp.ones(shape, bool) if mask is None else mask).reshape(-1).astype(dtype)
+    return flat / jnp.maximum(jnp.sum(flat), 1)
 
 
 def sums_by_code(

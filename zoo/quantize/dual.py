@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from zoo.quantize.common import Module, count, full_precision, l2_normalize, mean_squared
+from zoo.quantize.common import Module, count, full_precision, l2_normalize, vq_losses
 from zoo.quantize.estimators import Estimator, StraightThrough
 from zoo.types import Quantized
 
@@ -77,10 +77,8 @@ class SharedIdsVQ(Module):
         flat = (z * root).reshape(-1, z.shape[-1])
         ids = self.estimator.choose(flat, codes * root, key=key).reshape(z.shape[:-1])
         q = codes[ids]
-        losses = {"commitment": jnp.zeros((), z.dtype), "codebook": jnp.zeros((), z.dtype)}
-        for mine, code in zip(parts, self.parts_of(q), strict=True):
-            losses["commitment"] += mean_squared(mine, jax.lax.stop_gradient(code), mask)
-            losses["codebook"] += mean_squared(code, jax.lax.stop_gradient(mine), mask)
+        by_part = [vq_losses(*pair, mask) for pair in zip(parts, self.parts_of(q), strict=True)]
+        losses = jax.tree.map(lambda *values: sum(values), *by_part)
         stats = {"counts": count(ids, self.vocab_size, mask)[None]}
         out = self.estimator(z, q, codes, key=key)
         return Quantized(z=out, ids=ids[..., None], losses=losses, stats=stats)

@@ -83,13 +83,10 @@ class EMAVQ(VQ):
         codebook = self.codebook[...]
         if self.learned == "ema":
             codebook = jnp.where(any_counted, self._mean(size, total), codebook)
-        if self.dead_below:
-            dead = (size < self.dead_below) & any_counted
-            new = replacements(dead, samples["vectors"])
-            codebook = jnp.where(dead[:, None], new, codebook)
-            size = jnp.where(dead, self.dead_below, size)
-            total = jnp.where(dead[:, None], new * self.dead_below, total)
-        return {"codebook": codebook, "cluster_size": size, "embed_sum": total}
+        state = {"codebook": codebook, "cluster_size": size, "embed_sum": total}
+        if not self.dead_below:
+            return state
+        return replaced(state, (size < self.dead_below) & any_counted, samples["vectors"], self.dead_below)
 
     def _averages(self, stats: dict[str, Any], size: Float[Array, " k"], total: Float[Array, "k d"]) -> tuple:
         """The moved averages. A use of the codebook in which no vector counted, as a dropped layer, moves nothing."""
@@ -234,6 +231,14 @@ class AffineVQ(EMAVQ):
         return out
 
 
-def replacements(dead: Bool[Array, " k"], vectors: Float[Array, "m d"]) -> Float[Array, "k d"]:
-    """For each dead code, in their order, the next of the vectors, from the start again after the last."""
-    return vectors[(jnp.cumsum(dead) - 1) % len(vectors)]
+def replaced(
+    state: dict[str, Array], dead: Bool[Array, " k"], vectors: Float[Array, "m d"], size: float
+) -> dict[str, Array]:
+    """EMAVQ's state in which each dead code, in their order, is the next of the vectors (from the start again after the
+    last), as if `size` vectors had chosen it."""
+    new, chosen = vectors[(jnp.cumsum(dead) - 1) % len(vectors)], dead[:, None]
+    return {
+        "codebook": jnp.where(chosen, new, state["codebook"]),
+        "cluster_size": jnp.where(dead, size, state["cluster_size"]),
+        "embed_sum": jnp.where(chosen, new * size, state["embed_sum"]),
+    }

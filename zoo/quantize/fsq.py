@@ -24,7 +24,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from zoo.errors import InputError
-from zoo.quantize.common import CodebookState, Module, full_precision, id_counts
+from zoo.quantize.common import CodebookState, Module, full_precision, id_counts, levels_of, place_values
 from zoo.quantize.estimators import Estimator, StraightThrough
 from zoo.types import Quantized
 
@@ -78,17 +78,13 @@ class FSQ(Module):
     def vocab_sizes(self) -> tuple[int, ...]:
         return (self.vocab_size,) * self.groups
 
-    @property
-    def _basis(self) -> np.ndarray:
-        return np.cumprod((1, *self.levels[:-1])).astype(np.int32)
-
     def __call__(
         self, z: Float[Array, "*b d"], *, mask: Bool[Array, "*b"] | None = None, key: PRNGKeyArray | None = None
     ) -> Quantized:
         """Quantizes z. No losses; stats "counts" [groups, vocab] up to 2^20 codes."""
         bounded, level = self._levels(z)
         q = self._codes(level)
-        ids = jnp.sum(level.astype(jnp.int32) * self._basis, -1, dtype=jnp.int32)
+        ids = jnp.sum(level.astype(jnp.int32) * place_values(self.levels), -1, dtype=jnp.int32)
         out = self._outside(self.estimator(bounded, q, key=key))
         return Quantized(z=out, ids=ids, stats=id_counts(ids, self.vocab_size, mask))
 
@@ -131,7 +127,7 @@ class FSQ(Module):
 
     def levels_of(self, ids: Int[Array, "*b g"]) -> Int[Array, "*b g n"]:
         """The level of each channel, for heads that predict channels one by one."""
-        return ids[..., None] // self._basis % np.asarray(self.levels, np.int32)
+        return levels_of(ids[..., None], self.levels)
 
     def lookup(self, ids: Int[Array, "*b g"]) -> Float[Array, "*b d"]:
         """The codes of ids, bit-equal to the quantized z. Ids past the end wrap around."""

@@ -20,7 +20,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from zoo.quantize.common import Module, full_precision, id_counts, mean_squared
+from zoo.quantize.common import Module, full_precision, id_counts, levels_of, place_values, vq_losses
 from zoo.quantize.estimators import Estimator, StraightThrough
 from zoo.types import Quantized
 
@@ -43,10 +43,6 @@ class LatentQuantizer(Module):
     def vocab_sizes(self) -> tuple[int, ...]:
         return (math.prod(self.levels),)
 
-    @property
-    def _basis(self) -> np.ndarray:
-        return np.cumprod((1, *self.levels[:-1])).astype(np.int32)
-
     def __call__(
         self, z: Float[Array, "*b d"], *, mask: Bool[Array, "*b"] | None = None, key: PRNGKeyArray | None = None
     ) -> Quantized:
@@ -55,17 +51,14 @@ class LatentQuantizer(Module):
         far = [jnp.abs(z[..., i, None] - values[...]) for i, values in enumerate(self.values)]
         levels = jnp.stack([jnp.argmin(jax.lax.stop_gradient(f), -1).astype(jnp.int32) for f in far], -1)
         q = self._values(levels)
-        ids = jnp.sum(levels * self._basis, -1, keepdims=True)
-        losses = {
-            "commitment": mean_squared(z, jax.lax.stop_gradient(q), mask),
-            "codebook": mean_squared(q, jax.lax.stop_gradient(z), mask),
-        }
+        ids = jnp.sum(levels * place_values(self.levels), -1, keepdims=True)
         out = self.estimator(z, q, key=key)
-        return Quantized(z=out, ids=ids, losses=losses, stats=id_counts(ids, self.vocab_sizes[0], mask))
+        stats = id_counts(ids, self.vocab_sizes[0], mask)
+        return Quantized(z=out, ids=ids, losses=vq_losses(z, q, mask), stats=stats)
 
     def _values(self, levels: Int[Array, "*b d"]) -> Float[Array, "*b d"]:
         return jnp.stack([full_precision(values[...])[levels[..., i]] for i, values in enumerate(self.values)], -1)
 
     def lookup(self, ids: Int[Array, "*b 1"]) -> Float[Array, "*b d"]:
         """The values of ids, bit-equal to the quantized z. Ids past the end wrap around."""
-        return self._values(ids // self._basis % np.asarray(self.levels, np.int32))
+        return self._values(levels_of(ids, self.levels))

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from zoo.quantize import soft
 from zoo.quantize.binary import plogp
-from zoo.quantize.common import l2_normalize, masked_mean
+from zoo.quantize.common import l2_normalize, masked_mean, vector_weights
 
 
 class Regularizer(Protocol):
@@ -30,14 +30,6 @@ def distances(z: Float[Array, "*b d"], codes: Float[Array, "k d"]) -> Float[Arra
     """Euclidean distances, squares clamped at 1e-8 so that their gradient is finite."""
     squared = jnp.sum(z * z, -1, keepdims=True) + jnp.sum(codes * codes, -1) - 2 * z @ codes.T
     return jnp.sqrt(jnp.maximum(squared, 1e-8))
-
-
-def weights_of(mask: Bool[Array, "*b"] | None, shape: tuple[int, ...], dtype: jnp.dtype) -> Float[Array, " n"]:
-    """A weight per vector that sums to one over those that count."""
-    if mask is None:
-        mask = jnp.ones(shape, bool)
-    flat = mask.reshape(-1).astype(dtype)
-    return flat / jnp.maximum(jnp.sum(flat), 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +109,7 @@ class CodeEntropy:
     dot: bool = False
 
     def __call__(self, z: Array, ids: Array, codes: Array, mask: Array | None) -> dict[str, Array]:
-        flat, weights = z.reshape(-1, z.shape[-1]), weights_of(mask, z.shape[:-1], z.dtype)
+        flat, weights = z.reshape(-1, z.shape[-1]), vector_weights(mask, z.shape[:-1], z.dtype)
         scale, bias = (1, jnp.zeros(len(codes), codes.dtype)) if self.dot else (2, -jnp.sum(codes * codes, -1))
         sample, mean = soft.entropy_sums(flat, scale * codes, bias, weights, self.temperature)
         return {"sample_entropy": sample, "codebook_entropy": -plogp(mean)}

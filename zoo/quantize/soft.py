@@ -41,7 +41,6 @@ def _blocks(n: int, codes: Array, bias: Array, values: Array | None, block: int 
     return parts, jnp.arange((k + pad) // block)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def assigned(
     z: Float[Array, "n d"],
     codes: Float[Array, "k d"],
@@ -50,15 +49,9 @@ def assigned(
     key: PRNGKeyArray | None = None,
     temperature: float = 1.0,
     block: int | None = None,
-) -> Float[Array, "n v"]:
-    """The mean of the values under softmax(logits / temperature), with Gumbel noise on the logits if there is a key."""
-    return _assigned(z, codes, bias, values, key, temperature, block)[0]
-
-
-def _assigned(
-    z: Array, codes: Array, bias: Array, values: Array, key: Any, temperature: float, block: int | None
-) -> tuple[Array, Array]:
-    """(the mean, the logarithm of the normaliser [n])."""
+) -> tuple[Float[Array, "n v"], Float[Array, " n"]]:
+    """The mean of the values under softmax(logits / temperature), with Gumbel noise on the logits if there is a key.
+    And the logarithm of the softmax's normaliser."""
 
     def body(state: Any, item: Any) -> tuple[Any, None]:
         highest, total, mean = state
@@ -72,30 +65,6 @@ def _assigned(
     start = (jnp.full(n, -jnp.inf, z.dtype), jnp.zeros(n, z.dtype), jnp.zeros((n, values.shape[1]), z.dtype))
     (highest, total, mean), _ = jax.lax.scan(body, start, _blocks(len(z), codes, bias, values, block))
     return mean / total[:, None], highest + jnp.log(total)
-
-
-def _forward(
-    z: Array, codes: Array, bias: Array, values: Array, key: Any, temperature: float, block: int | None
-) -> Any:
-    out, log_total = _assigned(z, codes, bias, values, key, temperature, block)
-    return out, (z, codes, bias, values, key, out, log_total)
-
-
-def _backward(temperature: float, block: int | None, saved: Any, gradient: Array) -> tuple[Any, ...]:
-    z, codes, bias, values, key, out, log_total = saved
-    along = jnp.sum(gradient * out, -1, keepdims=True)
-
-    def body(grad_z: Array, item: Any) -> tuple[Array, Any]:
-        (codes, bias, values), index = item
-        p = jnp.exp(_logits(z, codes, bias, key, index) / temperature - log_total[:, None])
-        to_logits = p * (gradient @ values.T - along) / temperature
-        return grad_z + to_logits @ codes, (to_logits.T @ z, jnp.sum(to_logits, 0), p.T @ gradient)
-
-    grad_z, grads = jax.lax.scan(body, jnp.zeros_like(z), _blocks(len(z), codes, bias, values, block))
-    return (grad_z, *(g.reshape(-1, *g.shape[2:])[: len(codes)] for g in grads), None)
-
-
-assigned.defvjp(_forward, _backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
@@ -112,12 +81,28 @@ def gradient_only(
     return jnp.zeros((len(z), values.shape[1]), z.dtype)
 
 
-def _zero_forward(z: Array, codes: Array, bias: Array, values: Array, key: Any, temperature: float, block: Any) -> Any:
-    out, saved = _forward(z, codes, bias, values, key, temperature, block)
-    return jnp.zeros_like(out), saved
+def _forward(
+    z: Array, codes: Array, bias: Array, values: Array, key: Any, temperature: float, block: int | None
+) -> tuple[Array, Any]:
+    out, log_total = assigned(z, codes, bias, values, key, temperature, block)
+    return jnp.zeros_like(out), (z, codes, bias, values, key, out, log_total)
 
 
-gradient_only.defvjp(_zero_forward, _backward)
+def _backward(temperature: float, block: int | None, saved: Any, gradient: Array) -> tuple[Any, ...]:
+    z, codes, bias, values, key, out, log_total = saved
+    along = jnp.sum(gradient * out, -1, keepdims=True)
+
+    def body(grad_z: Array, item: Any) -> tuple[Array, Any]:
+        (codes, bias, values), index = item
+        p = jnp.exp(_logits(z, codes, bias, key, index) / temperature - log_total[:, None])
+        to_logits = p * (gradient @ values.T - along) / temperature
+        return grad_z + to_logits @ codes, (to_logits.T @ z, jnp.sum(to_logits, 0), p.T @ gradient)
+
+    grad_z, grads = jax.lax.scan(body, jnp.zeros_like(z), _blocks(len(z), codes, bias, values, block))
+    return (grad_z, *(g.reshape(-1, *g.shape[2:])[: len(codes)] for g in grads), None)
+
+
+gradient_only.defvjp(_forward, _backward)
 
 
 def sampled(

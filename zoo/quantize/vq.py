@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from zoo.quantize.common import CodebookState, Module, count, full_precision, l2_normalize, mean_squared, rows
+from zoo.quantize.common import CodebookState, Module, count, full_precision, l2_normalize, rows, vq_losses
 from zoo.quantize.estimators import Estimator, StraightThrough
 from zoo.quantize.regularizers import Regularizer
 from zoo.quantize.search import kmeans, nearest
@@ -106,10 +106,7 @@ class VQ(Module):
         return self.estimator.choose(flat, codes, dot=self.distance == "dot", key=key).reshape(z.shape[:-1])
 
     def losses(self, z: Float[Array, "*b d"], q: Float[Array, "*b d"], mask: Any) -> dict[str, Array]:
-        return {
-            "commitment": mean_squared(z, jax.lax.stop_gradient(q), mask),
-            "codebook": mean_squared(q, jax.lax.stop_gradient(z), mask),
-        }
+        return vq_losses(z, q, mask)
 
     def _statistics(
         self, z: Float[Array, "*b d"], ids: Int[Array, "*b"], mask: Any, key: Any
