@@ -21,8 +21,10 @@ from zoo.presets import networks
 from zoo.presets.outputs import Ids, code_margin
 from zoo.presets.rules import Rule
 from zoo.quantize import usage
+from zoo.quantize.common import assign
 from zoo.quantize.gaussian import DiagonalGaussian, kl_divergence, split_moments
 from zoo.quantize.vq import VQ
+from zoo.types import Quantized
 
 Arrays = Mapping[str, Any]
 VQ_RULES = [Rule("embedding.weight", "codebook"), Rule("embed_prob", "embed_prob")]
@@ -52,17 +54,17 @@ def vector_quantizer(case: dict[str, Any], io: Arrays, weights: Arrays) -> dict[
     stages = ("eval1", "eval2", *(("train1", "train2") if about["clustering_vq"] else ()))
     for stage in stages:
         z = jnp.asarray(io[f"z{stage[-1]}"])[:, :, 0].swapaxes(1, 2)
-        values, counts = _quantized(module, z, jnp.asarray(io["r"]), about["commitment_cost"])
+        values, quantized = _quantized(module, z, jnp.asarray(io["r"]), about["commitment_cost"])
         if stage.startswith("train"):
-            codebook, probability = module.clustered(z, counts)
-            values |= {"embedding_after": codebook, "embed_prob_after": probability}
-            module.codebook[...], module.embed_prob[...] = codebook, probability
+            new = module.update(quantized.stats, quantized.samples)
+            values |= {"embedding_after": new["codebook"], "embed_prob_after": new["embed_prob"]}
+            assign(module, new)
         out |= {f"{stage}/{name}": value for name, value in values.items()}
     return out
 
 
-def _quantized(module: VQ, z: jax.Array, r: jax.Array, beta: float) -> tuple[dict[str, Any], jax.Array]:
-    """Outputs and gradients of one call, in the reference's layout, and the counts."""
+def _quantized(module: VQ, z: jax.Array, r: jax.Array, beta: float) -> tuple[dict[str, Any], Quantized]:
+    """Outputs and gradients of one call, in the reference's layout, and its result."""
 
     def bcn(x: jax.Array) -> jax.Array:
         return x.swapaxes(1, 2)[:, :, None]
@@ -84,7 +86,7 @@ def _quantized(module: VQ, z: jax.Array, r: jax.Array, beta: float) -> tuple[dic
         "grad_z": bcn(grad_z),
         "grad_embedding": nnx.to_pure_dict(grad_params)["codebook"],
     }
-    return values, quantized.stats["counts"][0]
+    return values, quantized
 
 
 def below(weights: Arrays, prefix: str) -> dict[str, Any]:

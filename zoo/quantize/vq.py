@@ -88,7 +88,7 @@ class VQ(Module):
         key: PRNGKeyArray | None = None,
     ) -> Quantized:
         """Quantizes z. Losses "commitment" and "codebook" are unweighted; stats "counts" [1, k]."""
-        z = self._normalize(z)
+        given, z = z, self._normalize(z)
         codes = self.codes()
         ids = self._choose(z, codes, key)
         q = codes[ids]
@@ -97,6 +97,8 @@ class VQ(Module):
             losses |= regularizer(z, ids, codes, mask)
         out = self.estimator(z, q, codes, dot=self.distance == "dot", key=key)
         stats, samples = self._statistics(z, ids, mask, key)
+        if self.clustering:
+            samples["vectors"] = full_precision(given).reshape(-1, z.shape[-1])
         return Quantized(z=out, ids=ids[..., None], losses=losses, stats=stats, samples=samples)
 
     def _choose(self, z: Float[Array, "*b d"], codes: Float[Array, "k d"], key: Any) -> Int[Array, "*b"]:
@@ -144,26 +146,24 @@ class VQ(Module):
         """What the quantizer would return if every vector were a code."""
         return self._normalize(z)
 
-    def clustered(self, z: Float[Array, "*b d"], counts: Float[Array, " k"]) -> tuple[Array, Array]:
-        """Clustering VQ: codes that are seldom chosen move to their nearest latent (Zheng and Vedaldi 2023,
+    def update(self, stats: dict[str, Any], samples: dict[str, Any]) -> dict[str, Array]:
+        """With `clustering`: codes that are seldom chosen move to their nearest latent (Zheng and Vedaldi 2023,
         arXiv:2307.15139, equations 3 and 4, with the constants of TA-TiTok).
 
             p_k <- 0.99 p_k + 0.01 n_k / n      a_k = exp(-10 K p_k / 0.01 - 0.001)
             e_k <- (1 - a_k) e_k + a_k z_i      i = the nearest of the batch, z not normalised
 
         Args:
-            z: what `__call__` got, the whole batch.
-            counts: how often it chose each code.
-
-        Returns:
-            The codebook [k, d] and `embed_prob` [k] after a step; nothing is changed here.
+            stats: "counts" [1, k].
+            samples: "vectors" [n, d], all of the batch.
         """
-        z = full_precision(z).reshape(-1, z.shape[-1])
-        codebook = self.codebook[...]
-        probability = 0.99 * self.embed_prob[...] + 0.01 * counts / z.shape[0]
+        if not self.clustering:
+            return {}
+        z, codebook = samples["vectors"], self.codebook[...]
+        probability = 0.99 * self.embed_prob[...] + 0.01 * stats["counts"][0] / z.shape[0]
         anchor = z[nearest(self._normalize(codebook), self._normalize(z))]
         share = jnp.exp(-10 * self.vocab_size * probability / 0.01 - 1e-3)[:, None]
-        return (1 - share) * codebook + share * anchor, probability
+        return {"codebook": (1 - share) * codebook + share * anchor, "embed_prob": probability}
 
     def codebook_from(self, z: Float[Array, "*b d"], key: PRNGKeyArray) -> Float[Array, "k d"]:
         """A codebook of vectors drawn from z, without repetition as far as there are enough."""

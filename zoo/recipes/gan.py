@@ -95,8 +95,8 @@ class Gan(Reconstruction):
             terms["gan"] = (self.gan_weight, generator[self.gan](nets["discriminator"](x_hat)))
         return terms
 
-    def outputs(self, module: Any, x_hat: Array, h: Array) -> dict[str, Array]:
-        return super().outputs(module, x_hat, h) | {"x_hat": jax.lax.stop_gradient(x_hat)}
+    def outputs(self, x_hat: Array) -> dict[str, Array]:
+        return {"x_hat": jax.lax.stop_gradient(x_hat)}
 
     def _discriminator_loss(
         self, nets: dict[str, Any], batch: dict[str, Array], key: Array, step: Array

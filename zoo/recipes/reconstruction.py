@@ -112,7 +112,7 @@ class Reconstruction(Recipe):
         metrics = {name: value for name, (_, value) in terms.items()}
         mse = jnp.mean((jnp.clip(x_hat, 0, 1) - x) ** 2)
         metrics["psnr"] = -10 * jnp.log10(jnp.maximum(mse, 1e-10))
-        outputs = self.outputs(module, x_hat, h) | {"samples": quantized.samples}
+        outputs = self.outputs(x_hat) | {"samples": quantized.samples}
         return total, Aux(metrics, quantized.stats, outputs)
 
     def terms(self, nets: dict[str, Any], x: Array, x_hat: Array, losses: dict[str, Array], warm: Any = 1.0) -> Terms:
@@ -128,10 +128,9 @@ class Reconstruction(Recipe):
             terms["perceptual"] = (self.perceptual_weight, nets["perceptual"](x, x_hat))
         return terms
 
-    def outputs(self, module: Any, x_hat: Array, h: Array) -> dict[str, Array]:
-        """What later losses and `advance` need of a batch."""
-        clustering = isinstance(module.quantize, VQ) and module.quantize.clustering
-        return {"latents": h} if clustering else {}
+    def outputs(self, x_hat: Array) -> dict[str, Array]:
+        """What later losses need of a batch."""
+        return {}
 
     def _text_shape(self) -> tuple[int, int] | None:
         return self.model.text if isinstance(self.model, TiTokConfig) else None
@@ -143,14 +142,9 @@ class Reconstruction(Recipe):
         return {"text": batch["text"] if self.text == "given" else jnp.zeros((rows, *shape))}
 
     def advance(self, net: str, nets: dict[str, Any], aux: Aux) -> None:
-        if net != "tokenizer":
-            return
-        quantize = nets[net].quantize
-        assign(quantize, quantize.update(aux.stats, aux.outputs["samples"]))
-        if "latents" in aux.outputs:
-            quantize.codebook[...], quantize.embed_prob[...] = quantize.clustered(
-                aux.outputs["latents"], aux.stats["counts"][0]
-            )
+        if net == "tokenizer":
+            quantize = nets[net].quantize
+            assign(quantize, quantize.update(aux.stats, aux.outputs["samples"]))
 
     def prepare_at(self, step: int) -> bool:
         start, every = self.autoencode_steps, self.restart_every
