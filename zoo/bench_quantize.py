@@ -10,7 +10,9 @@ Vectors are normal random numbers [8, n / 8, d] in float32.
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import gc
 import json
 import os
 import subprocess
@@ -135,6 +137,7 @@ def ours(entry: Scheme, codes: int, z: np.ndarray) -> Calls:
 
     up = jnp.ones(jax.eval_shape(forward, params, state, x)[0].shape)
     key = jax.random.key(0)
+    jax.block_until_ready((params, state, x, up, key))
 
     def train() -> Any:
         nonlocal state
@@ -209,6 +212,8 @@ def peak(name: str, codes: int, whose: str) -> float:
         start(threads())
     step = (ours if whose == "ours" else peer)(entry, codes, z)[1]
     assert step
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what is free but still resident goes, or the step would take it unseen
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far, of imports and random numbers, is forgotten
     before = _status("VmRSS")
     jax.block_until_ready(step())
