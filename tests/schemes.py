@@ -6,8 +6,8 @@ from zoo.quantize.table import SCHEMES
 
 # Of others that run in the default suite: these compile for as long and are slow tests.
 RELATIVES = (
-    "grouped_residual heads lfq_groups residual_lfq residual_shared sigma_gaussian split vq_affine vq_ema_l2 "
-    "vq_encodec vq_l2 vq_mimi vq_projected vq_rotation"
+    "grouped_residual heads ibq_euclidean lfq_groups residual_lfq residual_shared sigma_gaussian split vq_affine "
+    "vq_ema_l2 vq_encodec vq_l2 vq_mimi vq_projected vq_rotation"
 ).split()
 
 

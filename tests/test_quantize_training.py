@@ -47,6 +47,6 @@ def test_trains(rows, data, name):
         assert row["perplexity"] > MIN_PERPLEXITY.get(name, CODES / 8)
 
 
-@pytest.mark.parametrize("name", ALL_USED)
+@pytest.mark.parametrize("name", [*schemes.rows(ALL_USED), *schemes.rows(["ibq_euclidean"])])
 def test_nearly_all_codes_are_used(rows, name):
     assert rows(name)["usage"] > 0.9

@@ -92,6 +92,7 @@ def _wide_residual_fsq(codes: int, rngs: nnx.Rngs) -> SoftClamp:
 
 
 GRADIENT = {"commitment": 1.0, "codebook": 1.0}
+INDEX = {"commitment": 0.25, "codebook": 1.0, "sample_entropy": 0.1, "codebook_entropy": -0.1}
 ENTROPY = {"commitment": 0.25, "sample_entropy": 0.1, "codebook_entropy": -0.1}
 
 SCHEMES = (
@@ -183,9 +184,18 @@ SCHEMES = (
             regularizers=[CodeEntropy(dot=True)],
             rngs=rngs,
         ),
-        use="large learned codebooks (16k to 262k) in image tokenizers: all codes get gradients",
+        use="ids and tokenizers of IBQ: all codes get gradients; logits are dot products, as published",
         paper="2412.02692",
-        weights={"commitment": 0.25, "codebook": 1.0, "sample_entropy": 0.1, "codebook_entropy": -0.1},
+        weights=INDEX,
+    ),
+    Scheme(
+        name="ibq_euclidean",
+        make=lambda codes, rngs: VQ(
+            codes, DIM, estimator=IndexBackpropagation(), regularizers=[CodeEntropy()], rngs=rngs
+        ),
+        use="large codebooks learned by gradient alone: IBQ with distances for logits, so that no code is out of reach",
+        paper="2412.02692",
+        weights=INDEX,
     ),
     Scheme(
         name="simvq",
