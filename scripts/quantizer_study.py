@@ -14,6 +14,7 @@ from zoo.quantize.table import scheme as quantizer
 from zoo.quantize_study import Settings, facts, gaussian_bound, photos, pixel_codebook, run, speed
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
+LARGEST = 4096  # items of a batch: below it there are four vectors for each code, so that averages can follow them
 
 
 def main() -> None:
@@ -21,14 +22,14 @@ def main() -> None:
     parser.add_argument("--bits", type=int, nargs="+", default=[6, 8, 10], help="2^bits codes in each codebook")
     parser.add_argument("--schemes", nargs="+", default=[scheme.name for scheme in SCHEMES if scheme.trains])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--timed", type=int, default=6, help="the bits at which the quantizer alone is timed")
+    parser.add_argument("--timed", type=int, default=10, help="the bits at which the quantizer alone is timed")
     args = parser.parse_args()
     path = DOCS / "quantizers.json"
     stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"rows": []}
     done = {(row["scheme"], row["codes"], row["seed"]) for row in stored["rows"]}
     data = photos()
     stored |= {"bound": gaussian_bound(data), "device": bench_rows.device(), "threads": bench_rows.threads()}
-    stored |= {"size": 2**args.timed, "data": facts(Settings())}
+    stored |= {"size": 2**args.timed, "data": facts(Settings(), data, LARGEST)}
     schemes = [scheme for scheme in SCHEMES if scheme.name in args.schemes]
 
     def save() -> None:
@@ -40,7 +41,7 @@ def main() -> None:
         print(row, flush=True)
 
     for bits, seed in itertools.product(args.bits, args.seeds):
-        settings = Settings(batch=max(64, 2**bits), seed=seed)  # four vectors for each code: averages follow them
+        settings = Settings(batch=min(max(64, 2**bits), LARGEST), seed=seed)
         for scheme in schemes:
             if not {(scheme.name, 2**bits, seed), (scheme.name, None, seed)} & done:
                 put(run(scheme, 2**bits, data, settings))

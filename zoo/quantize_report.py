@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,11 +11,12 @@ from zoo import tables
 from zoo.quantize.table import SCHEMES
 
 Row = Mapping[str, Any]  # see zoo.quantize_study.run
+PAPERS = {scheme.name: scheme.paper for scheme in SCHEMES} | {"kmeans": "Lloyd 1982"}
 PANELS = ("One learned codebook", "No codebook to learn", "Several ids per patch")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito, 2008
 MARKERS = "osD^v"
 COLUMNS = (
-    "scheme", "paper", "codes", "bits per patch", "entropy, bits", "MSE, 1e-3", "PSNR, dB", "usage", "perplexity",
+    "scheme", "paper", "bits per patch", "entropy, bits", "MSE, 1e-3", "PSNR, dB", "usage", "perplexity",
     "parameters", "vectors/s", "memory, MiB",
 )  # fmt: skip
 
@@ -27,8 +29,8 @@ scripts/render_docs.py from docs/quantizers.json, which scripts/quantizer_study.
 
 """
 STUDY = """
-PSNR and usage are from the study below, at {codes} codes in each codebook, and small differences mean little: it is one
-small autoencoder of image patches, and one seed.
+PSNR and usage are from the study below, at {codes:,} codes in each codebook where no other number is given. It is one
+small autoencoder of image patches.
 
 ## Rate and distortion
 
@@ -36,15 +38,15 @@ small autoencoder of image patches, and one seed.
 
 An autoencoder of two layers on either side (hidden {hidden} channels, mostly 16 channels of z) is trained through each
 quantizer on patches of 8 x 8 pixels of {training} bundled photos, {steps:,} steps of as many strips of four patches as
-there are codes. The points are the squared error on patches of {heldout} other photos, in dB of pixels from 0 to 1,
-against the bits that their ids need: the entropy of each codebook's ids, coded by themselves. From left to right on a
-line the codebooks have {sizes} codes; a single point is {codes}, and the larger size was not run there.
+there are codes (64 to {batch:,}). The points are the squared error on patches of {heldout} other photos, in dB of
+pixels from 0 to 1, against the bits that their ids need: the entropy of each codebook's ids, coded by themselves. From
+left to right on a line the codebooks have {sizes} codes, as far as they were run.
 
 - **Gaussian bound**: no code of a Gaussian source with the covariance of these patches does better (reverse
   water-filling; long blocks). Real patches are not Gaussian, and a code that knows them may pass below it.
 - **k-means on pixels**: 20 iterations of Lloyd's algorithm on {fitted:,} patches, without any network.
 
-## All quantizers
+## All quantizers, {codes:,} codes
 
 Usage is the share of codes that the training photos choose, of the least used codebook; perplexity how many equally
 frequent codes would be as even, the mean of the codebooks. Parameters are all arrays of the quantizer, averages too.
@@ -52,9 +54,17 @@ Vectors per second and memory (XLA's temporaries) are those of the quantizer alo
 vectors; continuous latents have no ids.
 
 """
+BY_SIZE = """
+## By size of the codebooks
+
+PSNR, entropy of a patch's ids and usage. Numbers at 64 and 256 codes are means of {seeds} seeds, whose PSNR differ by
+{median:.2f} dB in the median and by {worst[spread]:.2f} dB at most (`{worst[scheme]}`); with more codes there is one
+seed. There are {patches:,} training patches, so that 16,384 codes have three each.
+
+"""
 MACHINE = """
-Measured on {device}, {threads} threads, with {low:.1f} to {high:.1f} programs that ran or waited to run: the rates are
-too low where that is above the threads. `zoo bench` has rates that were paired with PyTorch. GPU and TPU: not run.
+Measured on {device}, {threads} threads; rates with {low:.1f} to {high:.1f} programs that ran or waited to run.
+`zoo bench` has rates that were paired with PyTorch. GPU and TPU: not run.
 """
 
 
@@ -63,23 +73,32 @@ DECISIONS = (
     (
         "a first try; an id per position from 1k to 64k codes",
         "`fsq`",
-        "nothing to learn, to tune or to collapse: {fsq[psnr]:.1f} dB, {fsq[usage]:.0%} of the codes used",
+        "nothing to learn, to tune or to collapse: {fsq[psnr]:.1f} dB, {at[16384][fsq][psnr]:.1f} with 16,384 codes",
     ),
     (
-        "the least error from one codebook of up to some thousand codes",
+        "the least error from one codebook",
         "`vq_ema`",
         "k-means and dead-code replacement keep it in use: {vq_ema[psnr]:.1f} dB, {vq_ema[usage]:.0%} used; a codebook "
-        "learned by gradient alone, `vq`, {vq[psnr]:.1f} dB, {vq[usage]:.0%}",
+        "learned by gradient alone, `vq`, {vq[psnr]:.1f} dB, {vq[usage]:.0%}. With 16,384 codes "
+        "{at[16384][vq_ema][psnr]:.1f} dB, {at[16384][vq_ema][usage]:.0%}",
     ),
     (
-        "a learned codebook of 16k codes and more",
-        "`simvq`, `ibq`",
-        "every code moves at every step; here {simvq[usage]:.0%} and {ibq[usage]:.0%} used. That size was not run",
+        "a large learned codebook without averages or replacement",
+        "`simvq`",
+        "one linear layer moves all codes: {simvq[psnr]:.1f} dB, {simvq[usage]:.0%} used; with 16,384 codes "
+        "{at[16384][simvq][psnr]:.1f} dB, {at[16384][simvq][usage]:.0%}, where `vq` has {at[16384][vq][psnr]:.1f} dB, "
+        "{at[16384][vq][usage]:.0%}",
+    ),
+    (
+        "all codes in use by gradient alone",
+        "`ibq_euclidean`",
+        "every code has a gradient: {ibq_euclidean[usage]:.0%} used, {ibq_euclidean[psnr]:.1f} dB; with dot products "
+        "as published, `ibq`, {ibq[usage]:.0%} and {ibq[psnr]:.1f} dB here",
     ),
     (
         "2^14 to 2^18 codes without a search",
         "`lfq`, `bsq`",
-        "signs are the id; the entropy terms keep {lfq[usage]:.0%} and {bsq[usage]:.0%} in use. That size was not run",
+        "signs are the id; with 16,384 codes {at[16384][lfq][psnr]:.1f} and {at[16384][bsq][psnr]:.1f} dB",
     ),
     (
         "tens of bits per position for a generator of images",
@@ -137,14 +156,16 @@ def chart(stored: Mapping[str, Any]) -> Any:
     """Rate against distortion as a matplotlib figure: a panel for each kind, the bound and k-means in all of them."""
     from matplotlib.figure import Figure
 
-    rows = [row for row in stored["rows"] if "entropy" in row and row["seed"] == 0]
+    rows = sorted((row for row in averaged(stored["rows"]) if "entropy" in row), key=lambda row: row["codes"])
+    pixels = [row for row in rows if row["scheme"] == "kmeans"]
+    found: dict[str, dict[str, list[Row]]] = {}  # panel: scheme: points
+    for row in rows:
+        if row["scheme"] != "kmeans":
+            found.setdefault(panel(row), {}).setdefault(row["scheme"], []).append(row)
+    titles = [title for title in PANELS if title in found]
     figure = Figure(figsize=(13, 6.2), dpi=120, layout="constrained")
-    for axes, title in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
-        lines: dict[str, list[Row]] = {}
-        for row in sorted(rows, key=lambda row: row["codes"]):
-            if row["scheme"] != "kmeans" and panel(row) == title:
-                lines.setdefault(row["scheme"], []).append(row)
-        _panel(axes, title, lines, [row for row in rows if row["scheme"] == "kmeans"], stored["bound"])
+    for axes, title in zip(figure.subplots(1, len(titles), squeeze=False)[0], titles, strict=True):
+        _panel(axes, title, found[title], pixels, stored["bound"])
     figure.axes[0].set_ylabel("mean squared error of pixels, dB (lower is better)")
     return figure
 
@@ -190,38 +211,53 @@ def _labels(axes: Any, ends: Sequence[tuple[float, float, str, str]], x: float, 
 
 def markdown(stored: Mapping[str, Any]) -> str:
     """The whole page."""
-    rows = [row for row in stored["rows"] if row["seed"] == 0]
-    size = stored["size"]
-    by = {row["scheme"]: row for row in rows if row["codes"] in (size, None)}
-    decisions = [[need, take, because.format_map(by)] for need, take, because in DECISIONS]
-    loads = [row["load"] for row in rows if "memory" in row]
-    facts = stored["data"] | {"codes": size, "picture": "quantizers.png"}
-    facts["sizes"] = " and ".join(f"{codes:,}" for codes in sorted({row["codes"] for row in rows if row["codes"]}))
+    rows, size = averaged(stored["rows"]), stored["size"]
+    at: dict[int | None, dict[str, Row]] = {}
+    for row in rows:
+        at.setdefault(row["codes"], {})[row["scheme"]] = row
+    central = at[size] | at.get(None, {})
+    sizes = sorted(codes for codes in at if codes)
+    decisions = [[need, take, because.format_map(central | {"at": at})] for need, take, because in DECISIONS]
+    loads = [row["load"] for row in central.values() if "load" in row]
+    named = [f"{codes:,}" for codes in sizes]
+    facts = stored["data"] | {"codes": size, "picture": "quantizers.png", "seeds": max(row["seeds"] for row in rows)}
+    repeated = [row for row in rows if row["seeds"] > 1]
+    worst = max(repeated, key=lambda row: row["spread"])
+    facts |= {"median": statistics.median(row["spread"] for row in repeated), "worst": worst}
+    facts |= {"sizes": ", ".join(named[:-1]) + " and " + named[-1]}
+    facts |= {"device": stored["device"], "threads": stored["threads"], "low": min(loads), "high": max(loads)}
+    lines = [_line(central[name]) for name in PAPERS if name in central]
+    by_size = [[f"`{name}`", *(_cell(at[codes].get(name)) for codes in sizes)] for name in PAPERS if name in at[size]]
     return "".join(
         [
             HEAD,
             tables.markdown(["need", "take", "because"], decisions) + "\n",
             STUDY.format_map(facts),
-            tables.markdown(COLUMNS, _lines(rows)) + "\n",
-            MACHINE.format(
-                device=stored["device"],
-                threads=stored["threads"],
-                low=min(loads, default=0),
-                high=max(loads, default=0),
-            ),
+            tables.markdown(COLUMNS, lines) + "\n",
+            BY_SIZE.format_map(facts),
+            tables.markdown(["scheme", *(f"{name} codes" for name in named)], by_size) + "\n",
+            MACHINE.format_map(facts),
         ]
     )
 
 
-def _lines(rows: Sequence[Row]) -> list[list[str]]:
-    """A line per scheme and size, in the table's order."""
-    papers = {scheme.name: scheme.paper for scheme in SCHEMES}
-    order = [*papers, "kmeans"]
-    return [_line(row, papers) for row in sorted(rows, key=lambda row: (order.index(row["scheme"]), row["codes"] or 0))]
+def averaged(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """One row per scheme and size: means over the "seeds", and "spread", the highest PSNR minus the lowest."""
+    groups: dict[tuple[str, int | None], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["scheme"], row["codes"]), []).append(row)
+    found = []
+    for (scheme, codes), group in groups.items():
+        names = [name for name in group[0] if name not in ("scheme", "codes", "seed")]
+        means = {name: statistics.mean(row[name] for row in group if name in row) for name in names}
+        levels = [row["psnr"] for row in group]
+        shown = {"scheme": scheme, "codes": codes, "seeds": len(group), "spread": max(levels) - min(levels)}
+        found.append(means | shown)
+    return found
 
 
-def _line(row: Row, papers: Mapping[str, str]) -> list[str]:
-    number = papers.get(row["scheme"], "Lloyd 1982")
+def _line(row: Row) -> list[str]:
+    number = PAPERS[row["scheme"]]
     paper = f"[{number}](https://arxiv.org/abs/{number})" if number[0].isdigit() else number
 
     def cell(name: str, pattern: str) -> str:
@@ -230,14 +266,20 @@ def _line(row: Row, papers: Mapping[str, str]) -> list[str]:
     return [
         f"`{row['scheme']}`",
         paper,
-        f"{row['codes']:,}" if row["codes"] else "-",
         cell("bits", "{:.3g}"),
         cell("entropy", "{:.2f}"),
         f"{1e3 * row['mse']:.2f}",
         f"{row['psnr']:.2f}",
         cell("usage", "{:.0%}"),
         cell("perplexity", "{:,.0f}"),
-        f"{row['parameters']:,}",
+        f"{row['parameters']:,.0f}",
         cell("vectors_per_second", "{:,.0f}"),
         f"{row['memory'] / 2**20:.1f}" if "memory" in row else "",
     ]
+
+
+def _cell(row: Row | None) -> str:
+    """What a scheme does at one size."""
+    if row is None:
+        return ""
+    return f"{row['psnr']:.2f} dB, {row['entropy']:.1f} bits" + (f", {row['usage']:.0%}" if "usage" in row else "")

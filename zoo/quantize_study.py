@@ -308,8 +308,9 @@ def gaussian_bound(data: Photos) -> dict[str, list[float]]:
     return {"bits": bits[kept].tolist(), "mse": mse[kept].tolist()}
 
 
-def facts(settings: Settings) -> dict[str, int]:
-    """What docs/quantizers.md says of the study."""
+def facts(settings: Settings, data: Photos, batch: int) -> dict[str, int]:
+    """What docs/quantizers.md says of the study, in which no batch has more than `batch` items."""
     training, heldout = (len(source) for source in holdout(open_source("bundled"), SHARE))
     shown = {"training": training, "heldout": heldout, "fitted": FITTED * STRIP, "vectors": VECTORS}
-    return shown | {"hidden": settings.hidden, "steps": settings.steps}
+    patches = len(data.training) * STRIP
+    return shown | {"hidden": settings.hidden, "steps": settings.steps, "patches": patches, "batch": batch}
