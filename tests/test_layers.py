@@ -18,7 +18,7 @@ LAYERS = (
     "tokenizer presets convert checkpoint torchfile",
     "hub pretrained networks quality elastic recipes tables",
     "train published step runlog launch finish evaluate export parity parity_blocks parity_training "
-    "parity_quantizers quickstart flops bench bench_peers bench_quantize bench_report bench_rows"
+    "parity_quantizers quickstart flops bench bench_peers bench_quantize bench_report bench_rows bench_text"
     " quantize_study quantize_report",
     "cli commands",
 )

@@ -396,3 +396,29 @@ def test_fewest_is_never_more_than_others(vocabulary, tokenizer, text):
     counts = [one.encode(text).size for one in (fewest, greedy, tokenizer)]
     assert counts[0] == min(counts)
     assert greedy.decode(greedy.encode(text)) == fewest.decode(fewest.encode(text)) == text
+
+
+# -- the benchmark
+
+
+def test_bench_text_has_a_row_for_each_goal(monkeypatch):
+    pytest.importorskip("tiktoken")
+    pytest.importorskip("tokenizers")
+    from zoo import bench_report, bench_rows, bench_text
+
+    for module, name, value in (
+        (bench_text, "SIZES", (300, 400)),
+        (bench_text, "TRAINED", 40_000),
+        (bench_text, "ENCODED", 40_000),
+        (bench_text, "TURNS", 1),
+        (bench_rows, "RUNS", 1),
+        (bench_rows, "SECONDS", 0.0),
+    ):
+        monkeypatch.setattr(module, name, value)
+    bench_text.corpus.cache_clear()
+    bench_text.vocabulary.cache_clear()
+    rows = list(bench_text.text())
+    names = " ".join(row["case"] for row in rows)
+    for what, case, *_ in bench_report.GOALS:
+        assert what != "text" or case.split(",")[0] in names
+    assert all(row["ours"] > 0 for row in rows) and all("tiktoken" in row["versions"] for row in rows)

@@ -6,6 +6,7 @@
     data    the loader beside what a train step consumes
     pairs   ours and a PyTorch peer in turns, with equally many threads
     quantize  every quantizer beside the same scheme of vector-quantize-pytorch, and the memory of both
+    text      training, encoding and decoding of BPE beside tokenizers and tiktoken
 
 Weights are random, since they do not change the speed. bench_rows.py says how it is measured.
 """
@@ -30,6 +31,7 @@ from flax import nnx
 from zoo import bench_peers, bench_rows, flops, presets, sharding
 from zoo.bench_quantize import quantize
 from zoo.bench_rows import Row, in_turns, paired, repeated, row, threads
+from zoo.bench_text import text
 from zoo.data.loader import DataConfig, open_sources, train_batches
 from zoo.errors import PresetError, did_you_mean
 from zoo.optim import Optimizer
@@ -91,14 +93,16 @@ def parts(what: str) -> list[Callable[[], Iterator[Row]]]:
     """The measurements behind a word; each yields rows (bench_rows.row) as it goes.
 
     Args:
-        what: cold, models, train, data, pairs, quantize, all, or a preset, whose model and train step are measured.
+        what: cold, models, train, data, pairs, quantize, text, all, or a preset, whose model and train step are
+            measured.
 
     Raises:
         PresetError: it is none of these.
     """
+    # cold is first, before this process takes the accelerator
+    words = {part.__name__: part for part in (cold, models, train, data, pairs, quantize, text)}
     if what == "all":
-        return [cold, models, train, data, pairs, quantize]  # cold comes before this process takes the accelerator
-    words = {"cold": cold, "models": models, "train": train, "data": data, "pairs": pairs, "quantize": quantize}
+        return [*words.values()]
     if what in words:
         return [words[what]]
     names = [preset.name for preset in presets.all_presets()]

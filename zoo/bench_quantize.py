@@ -10,16 +10,13 @@ Vectors are normal random numbers [8, n / 8, d] in float32.
 
 from __future__ import annotations
 
-import ctypes
 import functools
-import gc
 import json
 import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -28,7 +25,7 @@ import numpy as np
 from flax import nnx
 
 from zoo import bench_rows
-from zoo.bench_rows import Row, in_turns, paired, repeated, row, threads
+from zoo.bench_rows import Row, in_turns, paired, peak_memory, repeated, row, threads
 from zoo.errors import InputError
 from zoo.quantize.common import assign
 from zoo.quantize.table import SCHEMES, Scheme, scheme
@@ -212,15 +209,4 @@ def peak(name: str, codes: int, whose: str) -> float:
         start(threads())
     step = (ours if whose == "ours" else peer)(entry, codes, z)[1]
     assert step
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what is free but still resident goes, or the step would take it unseen
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far, of imports and random numbers, is forgotten
-    before = _status("VmRSS")
-    jax.block_until_ready(step())
-    return _status("VmHWM") - before
-
-
-def _status(field: str) -> float:
-    """MiB, of Linux' account of this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) / 2**10
+    return peak_memory(step)

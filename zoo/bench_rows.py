@@ -6,6 +6,8 @@ Inputs are on the device before, and results are waited for. A pair takes turns.
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import importlib.metadata
 import os
 import platform
@@ -45,6 +47,22 @@ def in_turns(ours: Callable[[], Any], theirs: Callable[[], Any], turns: int) -> 
     return np.array(times)[:, 1:]
 
 
+def peak_memory(call: Callable[[], Any]) -> float:
+    """MiB of resident memory that a call takes at its peak beyond what the process has before it; on Linux."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what is free but still resident goes, or the call would take it unseen
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    before = _status("VmRSS")
+    jax.block_until_ready(call())
+    return _status("VmHWM") - before
+
+
+def _status(field: str) -> float:
+    """MiB, of Linux' account of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) / 2**10
+
+
 def row(
     what: str,
     case: str,
@@ -78,7 +96,7 @@ def row(
     }
 
 
-def paired(what: str, case: str, unit: str, items: int, times: np.ndarray, peer_name: str) -> Row:
+def paired(what: str, case: str, unit: str, items: float, times: np.ndarray, peer_name: str) -> Row:
     """Rates from the seconds of `in_turns` for `items` items."""
     ours, theirs = times.tolist()
     ratios = [b / a for a, b in zip(ours, theirs, strict=True)]

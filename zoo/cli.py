@@ -304,7 +304,7 @@ def bench(
     """How fast the models are here, and beside PyTorch; all of it takes long on a CPU.
 
     Args:
-        what: models, train, data, pairs, quantize, cold (`zoo encode` from start to end) or all; or a preset, alone.
+        what: models, train, data, pairs, quantize, text, cold (`zoo encode` from start to end), all, or a preset.
         json: also writes every row to this file, as it goes.
     """
     return commands.bench(what, json)
