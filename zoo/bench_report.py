@@ -32,7 +32,6 @@ GOALS = (  # of which rows, in which unit, at least or at most, how much
     ("text", "a million bytes, a letter, through tiktoken", "s", False, 1.0),
     ("text", "a million bytes, blanks, through tiktoken", "s", False, 1.0),
     ("text", "a million bytes, random letters, through tiktoken", "s", False, 1.0),
-    ("text", "SuperBPE, 32,768 tokens, files held out", PEER, True, 1.22),
 )
 HEAD = """# Benchmarks
 
