@@ -15,6 +15,7 @@ import pytest
 
 from zoo.errors import InputError
 from zoo.text import formats
+from zoo.text.bpe import unreachable
 from zoo.text.patterns import NONE, PATTERNS
 from zoo.text.tokenizer import BPETokenizer
 from zoo.text.trainer import shown_bytes, train
@@ -175,7 +176,7 @@ def test_ranks_give_the_ids_of_tiktoken(name, tmp_path, monkeypatch):
     assert load(str(path)) == ranks
     again = formats.read_ranks(path, vocabulary.patterns, vocabulary.specials)
     assert again.ids == vocabulary.ids and again.specials == vocabulary.specials
-    assert not formats.unreachable(vocabulary)
+    assert not unreachable(vocabulary)
 
 
 @pytest.mark.parametrize("name", ["whisper", "qwen", "tekken-240911"])
@@ -311,7 +312,7 @@ def test_merges_as_pairs_and_ignore_merges(small, tmp_path):
         found = formats.read(path)
         assert ours(found, text()[:30_000]) == hf_ids(path, text()[:30_000])
         rest = sorted(small.ids[left + right] for left, right in small.merges[300:])
-        assert formats.unreachable(found) == ([] if whole else rest)
+        assert unreachable(found) == ([] if whole else rest)
 
 
 def test_merges_are_ranks_only_where_no_text_tells_them_apart(tmp_path):

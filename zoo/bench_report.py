@@ -10,9 +10,8 @@ from zoo import tables
 
 Row = dict[str, Any]  # see zoo.bench.parts
 
-# what, case, the field that counts, what it should be at least (True) or at most, and that number
 PEER = "times the peer"
-GOALS = (  # of which rows, in which unit, at least or at most, how much
+GOALS = (  # what, case, unit, at least (True) or at most, and that number
     ("pairs", "titok_s128.imagenet encode, batch 8", PEER, True, 1.3),
     ("pairs", "titok_s128.imagenet decode, batch 8", PEER, True, 1.3),
     ("pairs", "maskgit_vqgan_f16.imagenet encode and decode, batch 2", PEER, True, 1.0),

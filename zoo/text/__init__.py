@@ -1,7 +1,7 @@
 """Byte-level BPE, on the host and without jax."""
 
+from zoo.text.bpe import unreachable as unreachable
 from zoo.text.formats import read as read
-from zoo.text.formats import unreachable as unreachable
 from zoo.text.formats import write_ranks as write_ranks
 from zoo.text.formats import write_tokenizer_json as write_tokenizer_json
 from zoo.text.patterns import PATTERNS as PATTERNS

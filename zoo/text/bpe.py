@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from zoo.text.vocabulary import BYTES, Vocabulary
+from zoo.text.vocabulary import Vocabulary
 
 SHORT = 128  # bytes of a piece that is scanned
 RUNS = 64  # runs of equal bytes that are merged run by run
@@ -52,7 +52,7 @@ class Merger:
 
     def __init__(self, vocabulary: Vocabulary):
         self._ids = vocabulary.ids
-        self._bytes = [vocabulary.ids[bytes([byte])] for byte in range(BYTES)]
+        self._bytes = vocabulary.byte_ids
         self._whole = vocabulary.whole_first or vocabulary.merges is None
         self._pairs = Pairs(vocabulary)
 
@@ -157,3 +157,9 @@ class Merger:
             else:
                 put(token, count)
         return found
+
+
+def unreachable(vocabulary: Vocabulary) -> list[int]:
+    """Ids of ordinary tokens that encoding their own bytes, as one piece, does not give; sorted."""
+    merge = Merger(vocabulary)
+    return sorted(number for token, number in vocabulary.ids.items() if not merge.reaches(token))

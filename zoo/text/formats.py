@@ -45,7 +45,6 @@ __all__ = [
     "read_ranks",
     "read_tekken",
     "read_tokenizer_json",
-    "unreachable",
     "write_ranks",
     "write_tokenizer_json",
 ]
@@ -144,12 +143,6 @@ def read_tekken(path: str | os.PathLike) -> Vocabulary:
         InputError: no such file, a key that is missing, or sizes, ranks or tokens that do not fit together.
     """
     return _tekken(parsed(load(path), str(path)), str(path))
-
-
-def unreachable(vocabulary: Vocabulary) -> list[int]:
-    """Ids of ordinary tokens that encoding their own bytes, as one piece, does not give; sorted."""
-    merge = Merger(vocabulary)
-    return sorted(number for token, number in vocabulary.ids.items() if not merge.reaches(token))
 
 
 def write_ranks(vocabulary: Vocabulary, path: str | os.PathLike) -> None:

@@ -16,7 +16,7 @@ O200K = (
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 SUPERBPE = r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]{2,}[\r\n/]*| +(?!\S)"  # its second stage: words are not kept apart
-DIGITS_FROM_THE_RIGHT = r"\d{1,3}(?=(?:\d{3})*(?!\d))"  # 1234567 is 1, 234, 567; in front of another pattern
+DIGITS_FROM_THE_RIGHT = r"\d{1,3}(?=(?:\d{3})*(?!\d))"  # 1234567 is 1, 234, 567; cuts before another pattern does
 NONE = r"[\s\S]+"  # no cut at all, for bytes and DNA
 
 PATTERNS = {

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from zoo.errors import InputError
-from zoo.text.bpe import Merger
+from zoo.text.bpe import Merger, unreachable
 from zoo.text.trainer import count
 from zoo.text.vocabulary import BYTES, Vocabulary
 
@@ -56,7 +56,7 @@ def prune(vocabulary: Vocabulary, texts: Iterable[str | bytes], size: int) -> tu
 def _least(vocabulary: Vocabulary, merge: Merger, used: list[int], number: int) -> set[int]:
     """The ids of the `number` tokens that go, and of all that their own bytes do not give."""
     parts = {i: merge.parts(token) for token, i in vocabulary.ids.items() if len(token) > 1}
-    lost = {i for token, i in vocabulary.ids.items() if not merge.reaches(token)}
+    lost = set(unreachable(vocabulary))
     needed = dict.fromkeys(vocabulary.ids.values(), 0)  # by how many kept tokens
     for pair in parts.values():
         for part in pair:

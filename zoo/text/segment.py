@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from zoo.errors import InputError
-from zoo.text.bpe import NEVER, Pairs
-from zoo.text.vocabulary import BYTES, Vocabulary
+from zoo.text.bpe import ID, NEVER, Pairs
+from zoo.text.vocabulary import Vocabulary
 
 
 class Dropout:
@@ -39,7 +39,7 @@ class Dropout:
         _check(probability)
         self._probability, self._random = probability, random.Random(seed)
         self._pairs = Pairs(vocabulary)
-        self._bytes = [vocabulary.ids[bytes([byte])] for byte in range(BYTES)]
+        self._bytes = vocabulary.byte_ids
 
     def __call__(self, piece: bytes) -> Sequence[int]:
         """The ids of a piece; in quadratic time."""
@@ -51,7 +51,7 @@ class Dropout:
             if not kept or (best := min(kept)) == NEVER:
                 return ids
             i = kept.index(best)
-            ids[i : i + 2] = [best & 0xFFFFFFFF]
+            ids[i : i + 2] = [best & ID]
 
 
 class Greedy:

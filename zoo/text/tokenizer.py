@@ -6,6 +6,7 @@ text -> special tokens, where allowed -> pieces (the vocabulary's patterns) -> m
 from __future__ import annotations
 
 import codecs
+import functools
 from collections.abc import Collection, Sequence
 from itertools import chain
 from typing import Literal, Protocol, overload
@@ -15,7 +16,7 @@ import regex
 
 from zoo.errors import InputError, did_you_mean
 from zoo.text.bpe import Merger
-from zoo.text.engine import engine
+from zoo.text.engine import Engine, engine
 from zoo.text.vocabulary import Vocabulary, as_bytes
 
 REMEMBERED = 1 << 18  # pieces
@@ -57,16 +58,24 @@ class BPETokenizer:
 
     Attributes:
         vocabulary: as given.
-        engine: "tiktoken" or "python", what most texts are encoded with.
     """
 
     def __init__(self, vocabulary: Vocabulary, segment: Segment | None = None, *, plain: bool = False):
         self.vocabulary = vocabulary
         self._segment = Merger(vocabulary) if segment is None else segment
         self._pieces = Pieces(self._segment)
-        self._fast = engine(vocabulary) if segment is None and not plain else None
-        self.engine = "tiktoken" if self._fast else "python"
+        self._plain = plain or segment is not None
         self._known = np.array([token is not None for token in vocabulary.tokens])
+
+    @functools.cached_property
+    def _fast(self) -> Engine | None:
+        """Built when first used: who only decodes does not wait for it."""
+        return None if self._plain else engine(self.vocabulary)
+
+    @property
+    def engine(self) -> str:
+        """What most texts are encoded with: "tiktoken" or "python"."""
+        return "tiktoken" if self._fast else "python"
 
     @overload
     def encode(self, text: str | bytes, *, allowed_special: Collection[str] = ..., errors: str = ...) -> np.ndarray: ...

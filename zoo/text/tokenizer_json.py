@@ -14,9 +14,8 @@ from zoo.errors import InputError
 from zoo.text.files import build, field, load, merge_list, ordinary_ids, parsed, save, shown
 from zoo.text.patterns import GPT2
 from zoo.text.trainer import Merge
-from zoo.text.vocabulary import Vocabulary
+from zoo.text.vocabulary import NORMALIZERS, Vocabulary
 
-NORMALIZERS = ("NFC", "NFD", "NFKC", "NFKD")
 MODEL = {  # what a model of tokenizer.json may say, besides vocab, merges and ignore_merges
     "type": ("BPE", None),
     "dropout": (None, 0),

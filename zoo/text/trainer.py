@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from zoo.errors import InputError
-from zoo.text.bpe import Merger
+from zoo.text.bpe import ID, Merger
 from zoo.text.vocabulary import BYTES, Vocabulary, as_bytes
 
 Merge = tuple[bytes, bytes]
@@ -119,7 +119,7 @@ def count(vocabulary: Vocabulary, texts: Iterable[str | bytes]) -> Counter[bytes
 def _order(vocabulary: Vocabulary) -> Callable[[int], int]:
     """Ids as ties compare them: single bytes by the character that is shown for them, others by their id."""
     rank = {char: i for i, char in enumerate(sorted(shown_bytes()))}
-    order = {vocabulary.ids[bytes([byte])]: rank[char] for byte, char in enumerate(shown_bytes())}
+    order = {number: rank[char] for number, char in zip(vocabulary.byte_ids, shown_bytes(), strict=True)}
     return lambda number: order.get(number, number)
 
 
@@ -178,7 +178,7 @@ class Flat:
                 continue
             if now < least:
                 break
-            left, right = tokens[pair >> 32], tokens[pair & 0xFFFFFFFF]
+            left, right = tokens[pair >> 32], tokens[pair & ID]
             if not allowed(left + right):
                 continue
             new = known.setdefault(left + right, len(tokens))
@@ -190,14 +190,14 @@ class Flat:
         return found
 
     def _entry(self, pair: int, n: int) -> tuple[int, int, int]:
-        return -n, self._order(pair >> 32) << 32 | self._order(pair & 0xFFFFFFFF), pair
+        return -n, self._order(pair >> 32) << 32 | self._order(pair & ID), pair
 
     def _merge(self, pair: int, new: int) -> list[int]:
         """Merges every occurrence of a pair, the leftmost first; the pairs that come up."""
         ids, weights, after, before, counts, where = (
             self.ids, self.weights, self.after, self.before, self.counts, self.where,
         )  # fmt: skip
-        left, right = pair >> 32, pair & 0xFFFFFFFF
+        left, right = pair >> 32, pair & ID
         change: dict[int, int] = {}
         for i in sorted(where.pop(pair)):
             j = after[i]

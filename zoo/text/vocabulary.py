@@ -12,6 +12,7 @@ import regex
 from zoo.errors import InputError
 
 BYTES = 256
+NORMALIZERS = ("NFC", "NFD", "NFKC", "NFKD")
 INVALID = regex.compile("[\udc80-\udcff]+")  # what surrogateescape makes of bytes that are not UTF-8
 
 
@@ -61,8 +62,8 @@ class Vocabulary:
                 raise InputError(
                     f"merge {rank} ({left!r}, {right!r}) needs the token {absent[0]!r}, which is not there"
                 )
-        if self.normalizer not in (None, "NFC", "NFKC", "NFD", "NFKD"):
-            raise InputError(f"unknown normalizer {self.normalizer!r}; accepted: NFC, NFKC, NFD, NFKD or None")
+        if self.normalizer not in (None, *NORMALIZERS):
+            raise InputError(f"unknown normalizer {self.normalizer!r}; accepted: {', '.join(NORMALIZERS)} or None")
         self.compiled  # noqa: B018 (a bad pattern is found now)
 
     @functools.cached_property
@@ -86,12 +87,17 @@ class Vocabulary:
             found[number] = token
         return found
 
+    @functools.cached_property
+    def byte_ids(self) -> list[int]:
+        """The id of each byte."""
+        return [self.ids[bytes([byte])] for byte in range(BYTES)]
+
     @property
     def size(self) -> int:
         """One more than the highest id: the rows of an embedding."""
         return len(self.tokens)
 
-    def cut(self, text: str | bytes) -> list[str | bytes]:
+    def cut(self, text: str | bytes) -> Sequence[str | bytes]:
         """The pieces of a text, in order; together they are the text (the normalized text, with a normalizer).
 
         Args:
@@ -109,18 +115,17 @@ class Vocabulary:
             text = unicodedata.normalize(self.normalizer, text)  # pyright: ignore[reportArgumentType]
         pieces = [text] if text else []
         for pattern in self.compiled:
-            pieces = (
-                [p for piece in pieces for p in isolated(pattern, piece)] if pieces[1:] else isolated(pattern, text)
-            )
-        return list(pieces)
+            pieces = [part for piece in pieces for part in isolated(pattern, piece)]
+        return pieces
 
     def _cut_invalid(self, text: bytes) -> list[str | bytes]:
-        escaped, end, pieces = text.decode(errors="surrogateescape"), 0, []
+        pieces: list[str | bytes] = []
+        escaped, end = text.decode(errors="surrogateescape"), 0
         for match in INVALID.finditer(escaped):
             pieces += self.cut(escaped[end : match.start()])
             pieces.append(match.group().encode(errors="surrogateescape"))
             end = match.end()
-        return pieces + self.cut(escaped[end:])
+        return [*pieces, *self.cut(escaped[end:])]
 
 
 def as_bytes(piece: str | bytes) -> bytes:
